@@ -1,0 +1,1 @@
+"""Hydra-configured PyTorch experiments: a config is an experiment, a run is a directory."""

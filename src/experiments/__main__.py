@@ -1,0 +1,173 @@
+"""The entrypoint: `python -m experiments [flags] [overrides]`, config in, run directory out."""
+
+import atexit
+import gc
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, NoReturn
+
+# What is made while starting lives on: to look for garbage in it takes a quarter of the start.
+gc.disable()
+atexit.register(gc.freeze)
+
+import yaml  # noqa: E402
+
+# OmegaConf reads its files with whatever bears this name; libyaml's loader is the same in C.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
+
+import hydra  # noqa: E402
+from hydra._internal.utils import get_args_parser  # noqa: E402
+from hydra.core.global_hydra import GlobalHydra  # noqa: E402
+from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+
+from experiments import config as schema  # noqa: E402
+from experiments.errors import Diverged, UsageError  # noqa: E402
+
+HELP = """\
+experiments: PyTorch experiments from YAML, each in a directory of its own.
+
+  python -m experiments                                    the default experiment
+  python -m experiments optimizer.lr=0.1 model=mlp_wide    with other values and options
+  python -m experiments experiment=tutorial                with a file of differences
+  python -m experiments -m optimizer.lr=0.01,0.1 seed=0,1  every combination, one after the other
+  python -m experiments --cfg job optimizer=adam           show the config, run nothing
+
+Groups, chosen by group=option; a key of an option is set by group.key=value:
+
+{groups}
+
+  --config-dir DIR   add your own options: DIR/model/mine.yaml becomes model=mine
+  --cfg job          print the composed config; --resolve fills in its references
+  -m, --multirun     run every combination of values given as a,b,c
+  --shell-completion install=bash|zsh|fish
+  --hydra-help       the flags of Hydra, which composes the config
+"""
+
+
+def main() -> None:
+    """Run the command line; a mistake in it is told in one line, with exit code 2."""
+    # without it Hydra prints and leaves by itself, with exit code 1
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign,assignment]
+    args = parser.parse_args()
+    try:
+        if args.experimental_rerun:
+            raise UsageError("--experimental-rerun executes what a file says; use resume=RUN_DIR")
+        if args.config_dir and not Path(args.config_dir).is_dir():
+            raise UsageError(f"--config-dir {args.config_dir}: there is no such directory")
+        if args.help:
+            print(HELP.format(groups=list_groups(args)), end="")
+        elif args.cfg or args.info or args.shell_completion or args.hydra_help:
+            run_hydra_main(args)
+        elif args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
+            run_sweep(args)
+        else:
+            composed, config = compose(args, args.overrides)
+            from experiments import job  # only now: a slip need not wait for it
+
+            job.run_single(composed, config)
+    except UsageError as error:
+        refuse(str(error))
+    except Diverged as error:
+        print(f"experiments: diverged: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def refuse(line: str) -> NoReturn:
+    """Tell the person what is wrong with the command, and leave."""
+    print(f"experiments: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def config_directories(args: Namespace) -> list[Path]:
+    """Where options are looked for: the project's, then the person's own."""
+    return [schema.CONF, *([Path(args.config_dir).absolute()] if args.config_dir else [])]
+
+
+def list_groups(args: Namespace) -> str:
+    """A line for each group with its options, the default one marked by a star."""
+    defaults = (schema.CONF / "config.yaml").read_text()
+    lines = []
+    for group, options in schema.groups(config_directories(args)).items():
+        marked = (f"{name}*" if f"- {group}: {name}\n" in defaults else name for name in options)
+        lines.append(f"  {group:12} {', '.join(marked)}")
+    return "\n".join(lines)
+
+
+def compose(args: Namespace, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The config of one command line as Hydra composes it, with its own node in it, and the same
+    without that node, resolved and checked against the schema.
+
+    Raises UsageError for whatever cannot be composed or breaks the schema.
+    """
+    if args.config_dir:
+        # as an override, so that .hydra/ tells it
+        overrides = [*overrides, f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"]
+    try:
+        if not GlobalHydra.instance().is_initialized():
+            folder = str(Path(args.config_path or schema.CONF).absolute())
+            hydra.initialize_config_dir(folder, "experiments", version_base="1.3")
+        config = hydra.compose(args.config_name or "config", overrides, return_hydra_config=True)
+    except schema.CONFIG_ERRORS as error:
+        raise schema.explain(error, config_directories(args), overrides) from error
+    return config, schema.validate(config)
+
+
+def run_sweep(args: Namespace) -> None:
+    """Check every swept value, claim a sweep directory, and let Hydra's launcher run the jobs."""
+    try:
+        overrides = OverridesParser.create().parse_overrides(args.overrides)
+    except schema.CONFIG_ERRORS as error:
+        raise schema.explain(error, config_directories(args), args.overrides) from error
+    first: list[str] = []
+    options: list[list[str]] = []
+    for override in overrides:
+        if not override.is_sweep_override():
+            first.append(str(override.input_line))
+            continue
+        values = [f"{override.key_or_group}={v}" for v in override.sweep_string_iterator()]
+        first.append(values[0])
+        options += [[value] for value in values[1:]]
+    composed, _ = compose(args, first)
+    for option in options:
+        key = option[0].partition("=")[0]
+        if key in schema.SCHEMA:
+            schema.check_value(key, OverridesParser.create().parse_override(option[0]).value())
+        else:
+            compose(args, [*(old for old in first if old.partition("=")[0] != key), *option])
+    if not any(override.startswith("hydra.sweep.dir=") for override in args.overrides):
+        from experiments.run import claim
+
+        claimed = claim(Path(composed.hydra.sweep.dir), exact=False)
+        sys.argv.append(f"hydra.sweep.dir={claimed}")
+    GlobalHydra.instance().clear()
+    run_hydra_main(args)
+
+
+def run_hydra_main(args: Namespace) -> None:
+    """Leave a sweep, or a question about the config, to Hydra's own main."""
+    failed: list[Exception] = []
+
+    def task(config: DictConfig) -> float:
+        from experiments import job
+
+        try:
+            return job.run(config)
+        except Exception as error:
+            failed.append(error)
+            raise
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(schema.CONF), config_name="config")(task)()
+    except schema.CONFIG_ERRORS as error:
+        if error in failed:
+            raise
+        raise schema.explain(error, config_directories(args), args.overrides) from error
+
+
+if __name__ == "__main__":
+    main()

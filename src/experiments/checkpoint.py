@@ -1,0 +1,179 @@
+"""Checkpoints: saved whole or not at all, verified when loaded, never executed.
+
+A checkpoint is one safetensors file: the tensors by their path (`model.0.weight`,
+`optimizer.state.0.momentum_buffer`), and in its header, as JSON, everything that is no tensor.
+Its name says the rest: where the run stood, whether it was the best so far, and the head of
+its own sha256, since neither safetensors nor torch notices a flipped bit. So there is nothing
+beside it that could disagree with it, and one rename makes it appear.
+"""
+
+import hashlib
+import json
+import re
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from experiments import durable
+from experiments.errors import UsageError
+
+NAME = re.compile(r"step-(\d{9})-epoch-(\d{5})(-best)?-([0-9a-f]{16})\.safetensors")
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """A checkpoint on disk, as its name tells it; they sort by the position in the run."""
+
+    step: int
+    epochs: int
+    best: bool
+    digest: str
+    file: Path
+
+
+class Checkpoints:
+    """The checkpoints of one run, and when the next one is due.
+
+    every_steps, every_seconds: between two inside an epoch; None for none.
+    keep: how many of the newest stay on disk; the best stays beside them.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        every_steps: int | None = None,
+        every_seconds: float | None = None,
+        keep: int = 2,
+    ) -> None:
+        self.directory = directory
+        self.every_steps, self.every_seconds, self.keep = every_steps, every_seconds, keep
+        self._saved_at = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is due after this step."""
+        if self.every_steps is not None and step % self.every_steps == 0:
+            return True
+        elapsed = time.monotonic() - self._saved_at
+        return self.every_seconds is not None and elapsed >= self.every_seconds
+
+    def save(self, step: int, epochs: int, content: dict[str, Any], *, best: bool = False) -> None:
+        """Save dicts, lists, scalars and tensors, nested as they are, as the newest checkpoint.
+
+        Raises OSError, with all earlier checkpoints intact, when the disk is full or broken.
+        """
+        self.directory.mkdir(exist_ok=True)
+        data = serialize(content)
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        name = f"step-{step:09d}-epoch-{epochs:05d}{'-best' * best}-{digest}.safetensors"
+        new = Entry(step, epochs, best, digest, self.directory / name)
+        durable.write(new.file, data)
+        # what lies ahead is of a future given up: a damaged checkpoint that was passed over
+        position = (step, epochs)
+        past = [old for old in self.entries() if (old.step, old.epochs) < position] + [new]
+        kept = past[-self.keep :] + [old for old in past if old.best][-1:]
+        for file in self.directory.iterdir():
+            if file not in {entry.file for entry in kept}:
+                file.unlink()
+        self._saved_at = time.monotonic()
+
+    def load(self, which: Literal["last", "best"] = "last") -> dict[str, Any] | None:
+        """The last or the best checkpoint as it was saved, tensors on the CPU; None for none.
+
+        A damaged one is passed over, with a warning, for the one before it. Raises UsageError
+        when all are damaged.
+        """
+        entries = [entry for entry in self.entries() if which == "last" or entry.best]
+        for entry in reversed(entries):
+            try:
+                data = entry.file.read_bytes()
+                if not hashlib.sha256(data).hexdigest().startswith(entry.digest):
+                    raise ValueError(f"its sha256 does not begin with {entry.digest}")
+                return deserialize(data)
+            except (OSError, ValueError) as error:
+                warnings.warn(
+                    f"{entry.file} is damaged ({error}), using the one before it", stacklevel=2
+                )
+        if entries:
+            raise UsageError(
+                f"{self.directory}: every checkpoint is damaged; reproduce the run from its config"
+            )
+        return None
+
+    def entries(self) -> list[Entry]:
+        """The checkpoints on disk, oldest first."""
+        found = [(NAME.fullmatch(file.name), file) for file in self.directory.glob("step-*")]
+        return sorted(
+            Entry(int(match[1]), int(match[2]), match[3] is not None, match[4], file)
+            for match, file in found
+            if match
+        )
+
+
+def serialize(content: dict[str, Any]) -> bytes:
+    """Nested dicts (string or integer keys), lists, tuples, scalars and tensors as safetensors."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+
+    def pack(value: Any, path: str) -> Any:
+        if isinstance(value, Tensor):
+            # safetensors refuses tied and non-contiguous tensors
+            storage = value.untyped_storage().data_ptr()
+            tied = storage in seen
+            seen.add(storage)
+            plain = value.detach().cpu().contiguous()
+            tensors[path] = plain.clone() if tied else plain
+            return {"tensor": path}
+        if isinstance(value, dict):
+            return {"dict": [[key, pack(item, f"{path}.{key}")] for key, item in value.items()]}
+        if isinstance(value, list | tuple):
+            kind = "list" if isinstance(value, list) else "tuple"
+            return {kind: [pack(item, f"{path}.{i}") for i, item in enumerate(value)]}
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TypeError(f"{path}: a {type(value).__name__} cannot be checkpointed")
+
+    tree = {name: pack(value, name) for name, value in content.items()}
+    return safetensors.torch.save(tensors, metadata={"tree": json.dumps(tree)})
+
+
+def deserialize(data: bytes) -> dict[str, Any]:
+    """What `serialize` was given. Builds nothing but dicts, lists, tuples, scalars and tensors.
+
+    Raises ValueError when the bytes are no checkpoint.
+    """
+    try:
+        tensors = safetensors.torch.load(data)
+        header_size = int.from_bytes(data[:8], "little")
+        tree = json.loads(json.loads(data[8 : 8 + header_size])["__metadata__"]["tree"])
+
+        def unpack(value: Any) -> Any:
+            if not isinstance(value, dict):
+                return value
+            [(kind, content)] = value.items()
+            if kind == "tensor":
+                return tensors[content]
+            if kind == "dict":
+                return {key: unpack(item) for key, item in content}
+            items = [unpack(item) for item in content]
+            return items if kind == "list" else tuple(items)
+
+        return {name: unpack(value) for name, value in tree.items()}
+    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise ValueError(f"not a checkpoint ({error})") from None
+
+
+def fingerprint(tensors: dict[str, Tensor]) -> str:
+    """sha256 over the name, dtype, shape and bytes of each tensor, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

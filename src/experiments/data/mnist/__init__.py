@@ -1,0 +1,78 @@
+"""MNIST from the copy inside the package (source and licence: SOURCE.md beside this file)."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from experiments.data import Data, Split
+from experiments.data.idx import Idx, parse, read_bytes
+from experiments.errors import UsageError
+
+VALID_ROWS = 10_000
+
+# fmt: off
+FILES = {  # sha256
+    "train-images-idx3-ubyte.gz":
+        "0b367032e93c5d0cea0925647cfdb18614af8ee15f83e6f2fc2ad904a6835971",
+    "train-labels-idx1-ubyte.gz":
+        "1787548bbe0bff1ec2ecdc0ef292b02df999e2d1a6002d27500982c652b17203",
+    "t10k-images-idx3-ubyte.gz":
+        "1a1a05eab793c14bb050b398624a11b0ffd1a2953baed553b1b9bd079e2a20be",
+    "t10k-labels-idx1-ubyte.gz":
+        "b91679a0acfe4ba0e50a2437a903084cba1f5f92592b016a25a7dfd00455798b",
+}
+# fmt: on
+
+
+def load(path: str | None = None) -> Data:
+    """The canonical training file as 50,000 rows to train on and its last 10,000 to validate,
+    and the 10,000 rows of the test file.
+
+    x: float32 (rows, 784) in [0, 1]; y: int64 (rows,) in 0..9
+
+    path: a folder with the four gzipped files; the copy inside the package where it is None.
+        The sha256 of the package's own copy is checked; another folder may hold other rows
+        in the same format (Fashion-MNIST does), so there the headers alone are.
+
+    Raises UsageError naming the file that is missing or damaged, before torch is imported.
+    """
+    folder = Path(__file__).parent if path is None else Path(path)
+    contents = {
+        folder / name: read_bytes(folder / name, sha256 if path is None else None)
+        for name, sha256 in FILES.items()
+    }
+    with ThreadPoolExecutor() as pool:
+        unpacked = [
+            pool.submit(parse, file, content, dimensions)
+            for (file, content), dimensions in zip(contents.items(), (3, 1, 3, 1), strict=True)
+        ]
+        # zlib works outside the interpreter's lock, so this import, needed anyway, hides it
+        import torch  # noqa: F401
+
+        train_x, train_y, test_x, test_y = (future.result() for future in unpacked)
+    train, test = split(folder, train_x, train_y), split(folder, test_x, test_y)
+    if len(train) <= VALID_ROWS:
+        raise UsageError(
+            f"data.path={folder}: {len(train)} training rows, expected more than {VALID_ROWS}"
+        )
+    return Data(
+        train=Split(train.x[:-VALID_ROWS], train.y[:-VALID_ROWS]),
+        valid=Split(train.x[-VALID_ROWS:], train.y[-VALID_ROWS:]),
+        test=test,
+    )
+
+
+def split(folder: Path, images: Idx, labels: Idx) -> Split:
+    """Images scaled from 0..255 to [0, 1] and flattened, labels as class numbers."""
+    import torch
+
+    rows, height, width = images.shape
+    if labels.shape != (rows,):
+        raise UsageError(f"data.path={folder}: {rows} images but {labels.shape[0]} labels")
+    # bytearray: torch warns about memory that it may not write to
+    pixels = torch.frombuffer(bytearray(images.values), dtype=torch.uint8).view(
+        rows, height * width
+    )
+    classes = torch.frombuffer(bytearray(labels.values), dtype=torch.uint8)
+    return Split(pixels.float().div_(255), classes.long())

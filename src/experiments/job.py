@@ -1,0 +1,109 @@
+"""One run, from a checked config to a finished directory."""
+
+import contextlib
+import functools
+import gc
+import json
+import shlex
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, cast
+
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import run_job
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from experiments import config as schema
+from experiments import run as runs
+from experiments.build import build
+from experiments.data import Data
+from experiments.errors import Diverged, Interrupted, UsageError
+
+
+def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
+    """Claim a directory and run the job there as Hydra's own main would.
+
+    composed: with Hydra's own node; config: without it, resolved and checked.
+    """
+    named = any(o.startswith("hydra.run.dir=") for o in composed.hydra.overrides.hydra)
+    directory = runs.claim(Path(composed.hydra.run.dir), exact=named)
+    try:
+        load_data(config)
+    except UsageError:
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+        raise
+    composed.hydra.run.dir = str(directory)
+    composed.hydra.mode = RunMode.RUN
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(composed))
+    context.callbacks.on_run_start(config=composed, config_name="config")
+    result = run_job(run, composed, "hydra.run.dir", None, context)
+    context.callbacks.on_run_end(config=composed, config_name="config", job_return=result)
+    error = result._return_value
+    if isinstance(error, UsageError | Diverged):
+        raise error  # return_value would first print a line of its own
+    _ = result.return_value
+
+
+def load_data(config: dict[str, Any]) -> Data:
+    """The data set that a config names; the last one is kept, for the next run in this process."""
+    return _load_data(json.dumps(config["data"]))
+
+
+@functools.lru_cache(maxsize=1)
+def _load_data(node: str) -> Data:
+    return cast(Data, build({"data": json.loads(node)}, "data"))
+
+
+def run(config: DictConfig) -> float:
+    """One run, from a composed config to a finished directory; returns the monitored number.
+
+    The directory tells how it ended, whatever is raised: UsageError, Diverged, SystemExit after
+    a signal, or our own mistake.
+    """
+    settings = HydraConfig.get()
+    overrides = [str(override) for override in settings.overrides.task]
+    resolved = schema.validate(config)
+    return go(runs.start(Path(settings.runtime.output_dir), resolved, overrides), resolved)
+
+
+def go(owned: runs.Run, config: dict[str, Any]) -> float:
+    """Fit in an owned run directory, fresh or from its checkpoint, and record how that ended."""
+    # what there is now stays; see __main__
+    gc.freeze()
+    gc.enable()
+    try:
+        data = load_data(config)
+        # only here, so that whatever was wrong before it has been told at once
+        from experiments.train import train
+
+        best = train(config, data, owned)
+    except Interrupted as signal:
+        owned.end("interrupted")
+        print(f"interrupted at a checkpoint; go on with: python -m experiments resume={owned.path}")
+        sys.exit(128 + signal.signal_number)
+    except (UsageError, Diverged) as error:
+        owned.end("diverged" if isinstance(error, Diverged) else "failed", error=str(error))
+        raise
+    except BaseException:
+        owned.end("failed", error=traceback.format_exc())
+        raise
+    print(report(owned))
+    return best
+
+
+def report(owned: runs.Run) -> str:
+    """The last lines of a run: what it reached, where it lies and how to look at it."""
+    best, test = owned.record["metrics"]["best"], owned.record["metrics"]["test"]
+    path = shlex.quote(runs.short(owned.path))
+    return (
+        f"best  loss/valid {best['loss/valid']:.4f}, accuracy/valid {best['accuracy/valid']:.4f} "
+        f"(epoch {best['epoch']})\n"
+        f"test  loss {test['loss/test']:.4f}, accuracy {test['accuracy/test']:.4f} (last epoch)\n"
+        f"run   {path}\n"
+        f"look  tensorboard --logdir {path}"
+    )

@@ -1,0 +1,86 @@
+"""What a person sees while a run goes on: a bar in a terminal, a line an epoch elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from torch import Tensor
+
+REDRAW_SECONDS = 0.1
+
+
+def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
+    """The numbers of one epoch in a line."""
+    numbers = "  ".join(
+        f"{tag} {value:,.0f} rows/s" if tag == "throughput" else f"{tag} {value:.4f}"
+        for tag, value in metrics.items()
+    )
+    return f"epoch {epoch:{len(str(epochs))}}/{epochs}  {numbers}"
+
+
+class Lines:
+    """A line at the end of each epoch."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+
+    def advance(self, epoch: int, batch: int, rows: int, loss: Tensor) -> None:
+        """Nothing is shown inside an epoch."""
+
+    def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        print(epoch_line(epoch, self.epochs, metrics), flush=True)
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+class Bar:
+    """A bar over all epochs, with the numbers and the time left, below the lines."""
+
+    def __init__(self, epochs: int, batches: int) -> None:
+        self.epochs, self.batches = epochs, batches
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        # drawn by hand: a thread that refreshes would take the lock from the loop
+        self.bar = RichProgress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
+        self.task = self.bar.add_task("", total=epochs * batches, epoch=0, epochs=epochs)
+        self.accuracy = ""
+        self._rows, self._drawn = 0, time.perf_counter()
+        self.bar.start()
+
+    def advance(self, epoch: int, batch: int, rows: int, loss: Tensor) -> None:
+        self._rows += rows
+        now = time.perf_counter()
+        if now - self._drawn < REDRAW_SECONDS:
+            return
+        throughput = self._rows / (now - self._drawn)
+        self.bar.update(
+            self.task,
+            completed=(epoch - 1) * self.batches + batch,
+            epoch=epoch,
+            description=f"loss {loss.item():.4f}  {self.accuracy}{throughput:,.0f} rows/s",
+            refresh=True,
+        )
+        self._rows, self._drawn = 0, now
+
+    def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.accuracy = f"accuracy {metrics['accuracy/valid']:.4f}  "
+        self.bar.console.print(epoch_line(epoch, self.epochs, metrics), highlight=False)
+        self.bar.update(self.task, completed=epoch * self.batches, refresh=True)
+        self._rows, self._drawn = 0, time.perf_counter()
+
+    def close(self) -> None:
+        self.bar.stop()
+
+
+def show(epochs: int, batches: int) -> Bar | Lines:
+    """What suits standard output, for `epochs` epochs of `batches` batches each."""
+    return Bar(epochs, batches) if sys.stdout.isatty() else Lines(epochs)

@@ -1,0 +1,95 @@
+"""Every number goes through `Tracker.log` once and lands in TensorBoard and in metrics.jsonl.
+
+Tags are `loss/train`, `loss/train_epoch`, `loss/valid`, `accuracy/valid`, `lr`, `throughput`
+(rows per second), `loss/test`, `accuracy/test`; steps are optimizer steps.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.plugins.text import metadata as text_metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+METRICS = "metrics.jsonl"
+EVENTS = "events.out.tfevents."
+
+
+class Tracker:
+    """The open files of a run, both at the same point after every call.
+
+    A fresh run begins at step 0; a resumed one is given the `positions` of its checkpoint, and
+    what was written behind them is cut off. TensorBoard reads a torn record as the end of its
+    file and keeps the points that a live server has already read, so a resumed run goes on in
+    a new file, whose name sorts later and which begins by taking back later steps.
+    """
+
+    def __init__(self, directory: Path, step: int = 0, positions: Mapping[str, int] | None = None):
+        self.directory = directory
+        before = sorted(file.name for file in directory.glob(EVENTS + "*"))
+        number = int(before[-1].removeprefix(EVENTS)) + 1 if before else 0
+        positions = positions or {}
+        for name in {METRICS, *before}:
+            cut(directory / name, positions.get(name))
+        self.events_name = f"{EVENTS}{number:04d}"
+        self._metrics: BinaryIO = (directory / METRICS).open("ab")
+        self._events: BinaryIO = (directory / self.events_name).open("xb")
+        self._records = RecordWriter(self._events)
+        self._write(Event(file_version="brain.Event:2"))
+        # takes back what a live server has read of this step and later ones
+        restart = SessionLog(status=SessionLog.START)
+        self._write(Event(step=step + 1 if positions else 0, session_log=restart))
+        self._events.flush()
+
+    def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Log numbers of one step, which belongs to the given epoch, counted from 1."""
+        line = {"step": step, "epoch": epoch, **metrics}
+        self._metrics.write(json.dumps(line).encode() + b"\n")
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
+        self._write(Event(step=step, summary=Summary(value=values)))
+        self._flush()
+
+    def text(self, tag: str, markdown: str) -> None:
+        """Show a text in TensorBoard, as markdown, at step 0."""
+        value = Summary.Value(
+            tag=tag,
+            metadata=text_metadata.create_summary_metadata(tag, ""),
+            tensor=TensorProto(dtype="DT_STRING", string_val=[markdown.encode()]),
+        )
+        self._write(Event(step=0, summary=Summary(value=[value])))
+        self._flush()
+
+    def sync(self) -> dict[str, int]:
+        """Flush all to disk; returns the size of every file, for a checkpoint to go back to."""
+        for file in (self._metrics, self._events):
+            file.flush()
+            os.fsync(file.fileno())
+        files = [METRICS, *(file.name for file in self.directory.glob(EVENTS + "*"))]
+        return {name: (self.directory / name).stat().st_size for name in files}
+
+    def close(self) -> None:
+        """Close the files; nothing can be logged after it."""
+        self._metrics.close()
+        self._events.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+    def _flush(self) -> None:
+        self._metrics.flush()
+        self._events.flush()
+
+
+def cut(file: Path, size: int | None) -> None:
+    """Shorten a file to a size it has had; remove it where it did not exist then."""
+    if size is None:
+        file.unlink(missing_ok=True)
+    else:
+        os.truncate(file, size)

@@ -1,0 +1,182 @@
+"""From a config to a fitted model in a run directory: build the parts, fit, report.
+
+Whatever the run is started by, a fresh start, a resumed one or a sweep's worker, it is this.
+"""
+
+import inspect
+import os
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from experiments import progress
+from experiments.build import build
+from experiments.checkpoint import Checkpoints, fingerprint
+from experiments.data import Data, Split
+from experiments.errors import UsageError
+from experiments.fit import State, evaluate, fit
+from experiments.interrupt import Interrupt
+from experiments.run import Run
+from experiments.streams import global_state, restore_global_state, seed_global
+from experiments.tracking import Tracker
+
+
+def train(config: dict[str, Any], data: Data, run: Run) -> float:
+    """Fit what a resolved config describes and leave everything in the run's directory.
+
+    Goes on from the run's newest checkpoint where there is one. Returns the best value of
+    `trainer.monitor`. Raises UsageError where the parts do not fit together, Diverged and
+    Interrupted as `fit` does; run.json tells in each case how the run ended.
+    """
+    trainer, seed = config["trainer"], config["seed"]
+    device = prepare_torch(trainer)
+
+    seed_global(seed, "init")
+    model: nn.Module = build(config, "model").to(device)
+    loss_func: nn.Module = build(config, "loss").to(device)
+    train_loader = build(config, "loader", data.train, seed=seed, device=device)
+    once = {"batch_size": 2 * config["loader"]["batch_size"], "shuffle": False, "drop_last": False}
+    valid_loader = build(config, "loader", data.valid, device=device, **once)
+    test_loader = build(config, "loader", data.test, device=device, **once)
+    if len(train_loader) == 0:
+        raise UsageError(
+            f"loader.batch_size={config['loader']['batch_size']}: drop_last leaves no batch "
+            f"of {len(data.train)} rows; make it smaller"
+        )
+    check_fit(config, model, loss_func, data.train)
+    opt: Optimizer = build(config, "optimizer", model.parameters())
+    if trainer["clip_norm"] is not None:
+        clip_gradients(opt, trainer["clip_norm"])
+    # a schedule that needs to know how long the run is says so by this argument
+    steps = trainer["epochs"] * -(-len(train_loader) // trainer["accumulate"])
+    takes = inspect.signature(build(config, "scheduler").func).parameters
+    length = {"total_steps": steps} if "total_steps" in takes else {}
+    scheduler = build(config, "scheduler", opt, **length)
+
+    checkpoints = Checkpoints(run.path / "checkpoints", **config["checkpoint"])
+    saved = checkpoints.load()
+    if saved is None:
+        state, positions = State(), None
+    else:
+        state, positions = State(**saved["state"]), saved["positions"]
+        model.load_state_dict(saved["model"])
+        opt.load_state_dict(saved["optimizer"])
+        scheduler.load_state_dict(saved["scheduler"])
+
+    splits = {"train": data.train, "valid": data.valid, "test": data.test}
+    data_hashes = {name: fingerprint(vars(split)) for name, split in splits.items()}
+    run.update(environment=environment(device, trainer), data=data_hashes)
+    if saved is None:
+        run.update(weights={"initial": fingerprint(model.state_dict())})
+    tracker = Tracker(run.path, state.step, positions)
+    if saved is None:
+        tracker.text("config", f"```yaml\n{(run.path / 'config.yaml').read_text()}```")
+
+    def save(state: State, best: bool) -> None:
+        content = {
+            "state": vars(state),
+            "positions": tracker.sync(),
+            "model": model.state_dict(),
+            "optimizer": opt.state_dict(),
+            "scheduler": scheduler.state_dict(),
+            "random": global_state(),
+        }
+        checkpoints.save(state.step, state.epoch, content, best=best)
+
+    shown = progress.show(trainer["epochs"], len(train_loader))
+    # last of all: building the parts may have drawn from the generators
+    if saved is None:
+        seed_global(seed, "fit")
+    else:
+        restore_global_state(*saved["random"])
+    with Interrupt() as interrupt:
+        try:
+            fit(
+                trainer["epochs"],
+                model,
+                loss_func,
+                opt,
+                train_loader,
+                valid_loader,
+                scheduler=scheduler,
+                state=state,
+                log=tracker.log,
+                save=save,
+                due=checkpoints.due,
+                stopped=lambda: interrupt.number,
+                progress=shown,
+                monitor=trainer["monitor"],
+                log_every=trainer["log_every"],
+                accumulated=trainer["accumulate"],
+            )
+        finally:
+            shown.close()
+    test_loss, test_accuracy = evaluate(model, loss_func, test_loader)
+    test = {"loss/test": test_loss, "accuracy/test": test_accuracy}
+    tracker.log(state.step, state.epoch, test)
+    tracker.close()
+    weights = {**run.record["weights"], "final": fingerprint(model.state_dict())}
+    run.end(
+        "finished", metrics={"best": state.best, "last": state.last, "test": test}, weights=weights
+    )
+    return state.best[trainer["monitor"]]
+
+
+def prepare_torch(trainer: dict[str, Any]) -> str:
+    """Set what the bits of a run depend on, and return the device: `cpu` or `cuda`.
+
+    Nothing is inherited from the environment or a launcher. Raises UsageError where CUDA is
+    asked for and torch has none.
+    """
+    torch.set_num_threads(trainer["threads"])
+    # read by cuBLAS at its first use; torch's notes on reproducibility name the value
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    torch.use_deterministic_algorithms(True)
+    # an aid to debugging that would write NaN over every new tensor
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if trainer["device"] == "cuda" and not torch.cuda.is_available():
+        raise UsageError("trainer.device=cuda: torch finds no CUDA device; use cpu or auto")
+    return "cuda" if trainer["device"] != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:
+    """Raise UsageError where the model does not take the data or the loss does not take both."""
+    device = next(model.parameters()).device
+    x, y = split.x[:2].to(device), split.y[:2].to(device)
+    try:
+        with torch.no_grad():
+            logits = model.eval()(x)
+            loss_func(logits, y)
+    except (IndexError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"model._target_={config['model']['_target_']}: does not fit data of "
+            f"x {tuple(split.x.shape)}, y {tuple(split.y.shape)} ({reason}); "
+            "change model.in_features, model.out_features or data"
+        ) from error
+    if not split.y.is_floating_point() and logits.ndim == 2 and split.y.max() >= logits.shape[1]:
+        raise UsageError(
+            f"model.out_features={logits.shape[1]}: the data has {int(split.y.max()) + 1} classes"
+        )
+
+
+def clip_gradients(opt: Optimizer, max_norm: float) -> None:
+    """Scale the gradients down to a norm of at most `max_norm` before each step."""
+    parameters = [p for group in opt.param_groups for p in group["params"]]
+
+    def clip(opt: Optimizer, args: Any, kwargs: Any) -> None:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    opt.register_step_pre_hook(clip)
+
+
+def environment(device: str, trainer: dict[str, Any]) -> dict[str, Any]:
+    """What the bits of a run depend on besides its config and the packages."""
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": trainer["threads"],
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
