@@ -3,6 +3,7 @@
 import atexit
 import gc
 import os
+import signal
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -39,6 +40,7 @@ Groups, chosen by group=option; a key of an option is set by group.key=value:
 
 {groups}
 
+  resume=RUN_DIR     go on with a run that was interrupted
   --config-dir DIR   add your own options: DIR/model/mine.yaml becomes model=mine
   --cfg job          print the composed config; --resolve fills in its references
   -m, --multirun     run every combination of values given as a,b,c
@@ -53,13 +55,19 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign,assignment]
+    parser.add_argument("--trust", action="append", default=[])
     args = parser.parse_args()
     try:
         if args.experimental_rerun:
             raise UsageError("--experimental-rerun executes what a file says; use resume=RUN_DIR")
         if args.config_dir and not Path(args.config_dir).is_dir():
             raise UsageError(f"--config-dir {args.config_dir}: there is no such directory")
-        if args.help:
+        directory = resumed_directory(args)
+        if directory is not None:
+            from experiments import job
+
+            job.resume(directory, args.trust)
+        elif args.help:
             print(HELP.format(groups=list_groups(args)), end="")
         elif args.cfg or args.info or args.shell_completion or args.hydra_help:
             run_hydra_main(args)
@@ -72,6 +80,8 @@ def main() -> None:
             job.run_single(composed, config)
     except UsageError as error:
         refuse(str(error))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Diverged as error:
         print(f"experiments: diverged: {error}", file=sys.stderr)
         sys.exit(1)
@@ -81,6 +91,21 @@ def refuse(line: str) -> NoReturn:
     """Tell the person what is wrong with the command, and leave."""
     print(f"experiments: {line}", file=sys.stderr)
     sys.exit(2)
+
+
+def resumed_directory(args: Namespace) -> Path | None:
+    """The directory that `resume=RUN_DIR` names, which must stand alone: the run has its config."""
+    named = [override for override in args.overrides if override.startswith("resume=")]
+    if not named:
+        if args.trust:
+            raise UsageError(f"--trust {args.trust[0]}: goes with resume=RUN_DIR alone")
+        return None
+    others = [override for override in args.overrides if override not in named[:1]]
+    if others or args.multirun:
+        raise UsageError(
+            f"{' '.join(others) or '-m'}: a resumed run goes on as it is; leave it out"
+        )
+    return Path(named[0].partition("=")[2])
 
 
 def config_directories(args: Namespace) -> list[Path]:

@@ -7,11 +7,13 @@ its own sha256, since neither safetensors nor torch notices a flipped bit. So th
 beside it that could disagree with it, and one rename makes it appear.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +70,9 @@ class Checkpoints:
 
         Raises OSError, with all earlier checkpoints intact, when the disk is full or broken.
         """
-        self.directory.mkdir(exist_ok=True)
+        if not self.directory.exists():
+            self.directory.mkdir()
+            durable.sync_directory(self.directory.parent)
         data = serialize(content)
         digest = hashlib.sha256(data).hexdigest()[:16]
         name = f"step-{step:09d}-epoch-{epochs:05d}{'-best' * best}-{digest}.safetensors"
@@ -78,9 +82,10 @@ class Checkpoints:
         position = (step, epochs)
         past = [old for old in self.entries() if (old.step, old.epochs) < position] + [new]
         kept = past[-self.keep :] + [old for old in past if old.best][-1:]
-        for file in self.directory.iterdir():
-            if file not in {entry.file for entry in kept}:
-                file.unlink()
+        for entry in set(self.entries()) - set(kept):
+            entry.file.unlink()
+        for left_by_a_kill in self.directory.glob(".step-*.tmp"):
+            left_by_a_kill.unlink()
         self._saved_at = time.monotonic()
 
     def load(self, which: Literal["last", "best"] = "last") -> dict[str, Any] | None:
@@ -114,6 +119,16 @@ class Checkpoints:
             for match, file in found
             if match
         )
+
+
+@contextlib.contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Tell a checkpoint that does not fit the run's parts in one line, as UsageError."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"{path}: its checkpoint does not fit its config ({reason})") from error
 
 
 def serialize(content: dict[str, Any]) -> bytes:

@@ -145,7 +145,11 @@ def validate(job: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise explain(error, [], []) from None
     assert isinstance(config, dict)
-    return check(config)
+    checked = check(config)
+    if checked["data"].get("path") is not None:
+        # so that the saved config means the same from another directory
+        checked["data"]["path"] = str(Path(checked["data"]["path"]).absolute())
+    return checked
 
 
 def check(config: dict[Any, Any]) -> dict[str, Any]:

@@ -5,8 +5,10 @@ import functools
 import gc
 import json
 import shlex
+import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +24,9 @@ from experiments import run as runs
 from experiments.build import build
 from experiments.data import Data
 from experiments.errors import Diverged, Interrupted, UsageError
+from experiments.interrupt import Interrupt
+from experiments.saved import read_config
+from experiments.trust import check_objects
 
 
 def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
@@ -68,31 +73,65 @@ def run(config: DictConfig) -> float:
     settings = HydraConfig.get()
     overrides = [str(override) for override in settings.overrides.task]
     resolved = schema.validate(config)
-    return go(runs.start(Path(settings.runtime.output_dir), resolved, overrides), resolved)
+    owned = runs.start(Path(settings.runtime.output_dir), resolved, overrides)
+    best = go(owned, resolved)
+    print(report(owned))
+    return best
 
 
-def go(owned: runs.Run, config: dict[str, Any]) -> float:
-    """Fit in an owned run directory, fresh or from its checkpoint, and record how that ended."""
+def resume(path: Path, trust: Sequence[str]) -> None:
+    """Go on with the run in a directory where its newest checkpoint stands.
+
+    Raises UsageError where there is none to go on with, or where its config names what is
+    neither ours, torch's nor in the modules of `trust`.
+    """
+    config = read_config(path, trust)
+    if runs.read_record(path)["state"] == "finished":
+        print(f"{runs.short(path)}: finished already")
+        return
+    owned = runs.reopen(path)
+    go(owned, config, trust=trust)
+    print(report(owned))
+
+
+def go(
+    owned: runs.Run,
+    config: dict[str, Any],
+    *,
+    trust: Sequence[str] | None = None,
+    epochs: int | None = None,
+) -> float:
+    """Fit in an owned run directory, fresh or from its checkpoint, and record how that ended.
+
+    trust: for a config that was read from a run directory, the modules that it may name besides
+        ours and torch's; None for a config that the person composed.
+    epochs: end after so many of the config's.
+    """
     # what there is now stays; see __main__
     gc.freeze()
     gc.enable()
     try:
-        data = load_data(config)
-        # only here, so that whatever was wrong before it has been told at once
-        from experiments.train import train
+        with Interrupt() as interrupt:
+            if trust is not None:
+                check_objects(config, trust)
+            data = load_data(config)
+            # only here, so that whatever was wrong before it has been told at once
+            from experiments.train import train
 
-        best = train(config, data, owned)
-    except Interrupted as signal:
+            best = train(config, data, owned, lambda: interrupt.number, epochs)
+    except (Interrupted, KeyboardInterrupt) as asked:
         owned.end("interrupted")
-        print(f"interrupted at a checkpoint; go on with: python -m experiments resume={owned.path}")
-        sys.exit(128 + signal.signal_number)
+        path = shlex.quote(runs.short(owned.path))
+        print(f"interrupted; go on with: python -m experiments resume={path}", file=sys.stderr)
+        number = asked.signal_number if isinstance(asked, Interrupted) else signal.SIGINT
+        sys.exit(128 + number)
     except (UsageError, Diverged) as error:
         owned.end("diverged" if isinstance(error, Diverged) else "failed", error=str(error))
         raise
     except BaseException:
         owned.end("failed", error=traceback.format_exc())
         raise
-    print(report(owned))
+    owned.end("finished")
     return best
 
 

@@ -12,6 +12,7 @@ Imports no torch.
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ import yaml
 from experiments import durable
 from experiments.errors import UsageError
 
+METRICS = "metrics.jsonl"
 State = Literal["running", "finished", "failed", "interrupted", "diverged"]
 PACKAGES = ("torch", "numpy", "safetensors", "hydra-core", "omegaconf", "tensorboard")
 
@@ -87,14 +89,13 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
 
     Raises UsageError when another process owns it or it holds a run.
     """
-    from importlib import metadata  # here, since it takes a twentieth of the time of `--help`
-
     lock = _lock(path)
     if (path / "run.json").exists():
         raise UsageError(
             f"hydra.run.dir={path}: holds a run already; name another or resume={path}"
         )
     commit, diff = git_state()
+    text = yaml.safe_dump(config, sort_keys=False).encode()
     record = {
         "schema": 1,
         "state": "running",
@@ -105,28 +106,68 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "overrides": overrides,
         "seed": config["seed"],
+        "config": hashlib.sha256(text).hexdigest(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": packages(),
         "git": {"commit": commit, "dirty": bool(diff)},
     }
     run = Run(path, lock, record)
-    durable.write(path / "config.yaml", yaml.safe_dump(config, sort_keys=False).encode())
+    durable.write(path / "config.yaml", text)
     if diff:
         durable.write(path / "git.diff", diff)
     run.update()
     return run
 
 
+def reopen(path: Path) -> Run:
+    """Own the directory of a run that is not finished, to go on with it.
+
+    Raises UsageError when there is none, when it is finished, when another process owns it, or
+    when a file in it leads elsewhere: what goes on would write there.
+    """
+    lock = _lock(path)
+    record = read_record(path)
+    link = next((file for file in path.rglob("*") if file.is_symlink()), None)
+    if link is not None:
+        raise UsageError(f"{link}: is a symbolic link, through which a run is not resumed; copy it")
+    run = Run(path, lock, record)
+    run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
+    return run
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The run.json of a run directory. Raises UsageError where there is none."""
+    try:
+        record = json.loads((path / "run.json").read_bytes())
+        if not isinstance(record, dict) or record.get("schema") != 1:
+            raise ValueError("its schema is not 1")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: holds no run, there is no run.json in it") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path / 'run.json'}: cannot be read as a run ({error})") from None
+    return record
+
+
 def _lock(path: Path) -> int:
     """Lock a directory for as long as this process lives; the kernel lets go when it dies."""
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be opened ({error.strerror}); name a directory") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         raise UsageError(f"{path}: another process is running it; wait for it or stop it") from None
     return descriptor
+
+
+def packages() -> dict[str, str]:
+    """The versions of the packages that the bits of a run may depend on."""
+    from importlib import metadata  # here, since it takes a twentieth of the time of `--help`
+
+    return {name: metadata.version(name) for name in PACKAGES}
 
 
 def git_state() -> tuple[str | None, bytes]:

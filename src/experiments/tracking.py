@@ -17,7 +17,8 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-METRICS = "metrics.jsonl"
+from experiments.run import METRICS
+
 EVENTS = "events.out.tfevents."
 
 

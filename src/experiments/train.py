@@ -5,6 +5,9 @@ Whatever the run is started by, a fresh start, a resumed one or a sweep's worker
 
 import inspect
 import os
+import platform
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,22 +16,28 @@ from torch.optim import Optimizer
 
 from experiments import progress
 from experiments.build import build
-from experiments.checkpoint import Checkpoints, fingerprint
+from experiments.checkpoint import Checkpoints, fingerprint, restoring
 from experiments.data import Data, Split
 from experiments.errors import UsageError
 from experiments.fit import State, evaluate, fit
-from experiments.interrupt import Interrupt
-from experiments.run import Run
+from experiments.run import Run, packages
 from experiments.streams import global_state, restore_global_state, seed_global
 from experiments.tracking import Tracker
 
 
-def train(config: dict[str, Any], data: Data, run: Run) -> float:
+def train(
+    config: dict[str, Any],
+    data: Data,
+    run: Run,
+    stopped: Callable[[], int | None] = lambda: None,
+    epochs: int | None = None,
+) -> float:
     """Fit what a resolved config describes and leave everything in the run's directory.
 
-    Goes on from the run's newest checkpoint where there is one. Returns the best value of
+    Goes on from the run's newest checkpoint where there is one. With `epochs` it ends after so
+    many of the config's, without a look at the test split. Returns the best value of
     `trainer.monitor`. Raises UsageError where the parts do not fit together, Diverged and
-    Interrupted as `fit` does; run.json tells in each case how the run ended.
+    Interrupted as `fit` does.
     """
     trainer, seed = config["trainer"], config["seed"]
     device = prepare_torch(trainer)
@@ -60,16 +69,15 @@ def train(config: dict[str, Any], data: Data, run: Run) -> float:
     if saved is None:
         state, positions = State(), None
     else:
-        state, positions = State(**saved["state"]), saved["positions"]
-        model.load_state_dict(saved["model"])
-        opt.load_state_dict(saved["optimizer"])
-        scheduler.load_state_dict(saved["scheduler"])
+        with restoring(run.path):
+            state, positions = State(**saved["state"]), saved["positions"]
+            if saved["parameters"] != [name for name, _ in model.named_parameters()]:
+                raise ValueError("the order of the model's parameters has changed")
+            model.load_state_dict(saved["model"])
+            opt.load_state_dict(saved["optimizer"])
+            scheduler.load_state_dict(saved["scheduler"])
 
-    splits = {"train": data.train, "valid": data.valid, "test": data.test}
-    data_hashes = {name: fingerprint(vars(split)) for name, split in splits.items()}
-    run.update(environment=environment(device, trainer), data=data_hashes)
-    if saved is None:
-        run.update(weights={"initial": fingerprint(model.state_dict())})
+    describe(run, data, environment(device, trainer), fingerprint(model.state_dict()))
     tracker = Tracker(run.path, state.step, positions)
     if saved is None:
         tracker.text("config", f"```yaml\n{(run.path / 'config.yaml').read_text()}```")
@@ -78,6 +86,7 @@ def train(config: dict[str, Any], data: Data, run: Run) -> float:
         content = {
             "state": vars(state),
             "positions": tracker.sync(),
+            "parameters": [name for name, _ in model.named_parameters()],
             "model": model.state_dict(),
             "optimizer": opt.state_dict(),
             "scheduler": scheduler.state_dict(),
@@ -91,37 +100,59 @@ def train(config: dict[str, Any], data: Data, run: Run) -> float:
         seed_global(seed, "fit")
     else:
         restore_global_state(*saved["random"])
-    with Interrupt() as interrupt:
-        try:
-            fit(
-                trainer["epochs"],
-                model,
-                loss_func,
-                opt,
-                train_loader,
-                valid_loader,
-                scheduler=scheduler,
-                state=state,
-                log=tracker.log,
-                save=save,
-                due=checkpoints.due,
-                stopped=lambda: interrupt.number,
-                progress=shown,
-                monitor=trainer["monitor"],
-                log_every=trainer["log_every"],
-                accumulated=trainer["accumulate"],
-            )
-        finally:
-            shown.close()
-    test_loss, test_accuracy = evaluate(model, loss_func, test_loader)
-    test = {"loss/test": test_loss, "accuracy/test": test_accuracy}
-    tracker.log(state.step, state.epoch, test)
+    try:
+        fit(
+            epochs or trainer["epochs"],
+            model,
+            loss_func,
+            opt,
+            train_loader,
+            valid_loader,
+            scheduler=scheduler,
+            state=state,
+            log=tracker.log,
+            save=save,
+            due=checkpoints.due,
+            stopped=stopped,
+            progress=shown,
+            monitor=trainer["monitor"],
+            log_every=trainer["log_every"],
+            accumulated=trainer["accumulate"],
+        )
+    finally:
+        shown.close()
+        run.update(metrics={"best": state.best, "last": state.last})
+    if epochs is None:
+        test_loss, test_accuracy = evaluate(model, loss_func, test_loader)
+        test = {"loss/test": test_loss, "accuracy/test": test_accuracy}
+        tracker.log(state.step, state.epoch, test)
+        run.update(metrics={**run.record["metrics"], "test": test})
     tracker.close()
-    weights = {**run.record["weights"], "final": fingerprint(model.state_dict())}
-    run.end(
-        "finished", metrics={"best": state.best, "last": state.last, "test": test}, weights=weights
-    )
+    run.update(weights={**run.record["weights"], "final": fingerprint(model.state_dict())})
     return state.best[trainer["monitor"]]
+
+
+def describe(run: Run, data: Data, surroundings: dict[str, Any], weights: str) -> None:
+    """Write to run.json what the bits depend on; of a resumed run, compare it with what it says.
+
+    Raises UsageError where the data is not what the run began with; warns where the rest differs.
+    """
+    splits = {"train": data.train, "valid": data.valid, "test": data.test}
+    prints = {name: fingerprint(vars(split)) for name, split in splits.items()}
+    if "environment" not in run.record:
+        run.update(environment=surroundings, data=prints, weights={"initial": weights})
+        return
+    changed = [name for name, value in run.record["data"].items() if prints[name] != value]
+    if changed:
+        raise UsageError(
+            f"data: {', '.join(changed)} rows differ from those that the run began with"
+        )
+    now = {"python": platform.python_version(), **packages(), **surroundings}
+    before = {**run.record, **run.record["packages"], **run.record["environment"]}
+    for name, value in now.items():
+        if before.get(name) != value:
+            was = before.get(name)
+            print(f"warning: {name} was {was}, is {value}: bits may differ", file=sys.stderr)
 
 
 def prepare_torch(trainer: dict[str, Any]) -> str:
