@@ -29,6 +29,9 @@ from experiments import durable
 from experiments.errors import UsageError
 
 METRICS = "metrics.jsonl"
+# What run.json has from the first moment on.
+RECORDED = {"state", "seconds", "resumed_at", "overrides", "seed", "config", "python", "platform"}
+RECORDED |= {"packages", "git"}
 State = Literal["running", "finished", "failed", "interrupted", "diverged"]
 PACKAGES = ("torch", "numpy", "safetensors", "hydra-core", "omegaconf", "tensorboard")
 
@@ -110,7 +113,11 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages(),
-        "git": {"commit": commit, "dirty": bool(diff)},
+        "git": {
+            "commit": commit,
+            "dirty": bool(diff),
+            "diff": hashlib.sha256(diff).hexdigest() if diff else None,
+        },
     }
     run = Run(path, lock, record)
     durable.write(path / "config.yaml", text)
@@ -142,6 +149,8 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads((path / "run.json").read_bytes())
         if not isinstance(record, dict) or record.get("schema") != 1:
             raise ValueError("its schema is not 1")
+        if missing := sorted(RECORDED - record.keys()):
+            raise ValueError(f"{', '.join(missing)} missing")
     except FileNotFoundError:
         raise UsageError(f"{path}: holds no run, there is no run.json in it") from None
     except (OSError, ValueError) as error:

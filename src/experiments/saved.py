@@ -30,6 +30,7 @@ class SavedRun:
     record: run.json
     metrics: a row for each step at which something was logged, `pandas.DataFrame(run.metrics)`
     model: the checkpoint's weights, on the CPU, in evaluation mode
+    step: optimizer steps done at that checkpoint
     """
 
     path: Path
@@ -37,6 +38,7 @@ class SavedRun:
     record: dict[str, Any]
     metrics: list[dict[str, float]]
     model: "nn.Module"
+    step: int
 
 
 def load_run(
@@ -63,7 +65,14 @@ def load_run(
     model: nn.Module = build(config, "model")
     with restoring(path):
         model.load_state_dict(content["model"])
-    return SavedRun(path, config, read_record(path), table(read_metrics(path)), model.eval())
+    return SavedRun(
+        path=path,
+        config=config,
+        record=read_record(path),
+        metrics=table(read_metrics(path)),
+        model=model.eval(),
+        step=content["state"]["step"],
+    )
 
 
 def read_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Tags are `loss/train`, `loss/train_epoch`, `loss/valid`, `accuracy/valid`, `lr`,
 
 import json
 import os
+import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,14 +34,12 @@ class Tracker:
 
     def __init__(self, directory: Path, step: int = 0, positions: Mapping[str, int] | None = None):
         self.directory = directory
-        before = sorted(file.name for file in directory.glob(EVENTS + "*"))
-        number = int(before[-1].removeprefix(EVENTS)) + 1 if before else 0
         positions = positions or {}
-        for name in {METRICS, *before}:
-            cut(directory / name, positions.get(name))
-        self.events_name = f"{EVENTS}{number:04d}"
+        next_file = next_events_file(directory)
+        for file in (directory / METRICS, *directory.glob(EVENTS + "*")):
+            cut(file, positions.get(file.name))
         self._metrics: BinaryIO = (directory / METRICS).open("ab")
-        self._events: BinaryIO = (directory / self.events_name).open("xb")
+        self._events: BinaryIO = next_file.open("xb")
         self._records = RecordWriter(self._events)
         self._write(Event(file_version="brain.Event:2"))
         # takes back what a live server has read of this step and later ones
@@ -86,6 +85,25 @@ class Tracker:
     def _flush(self) -> None:
         self._metrics.flush()
         self._events.flush()
+
+
+def log_image(directory: Path, tag: str, step: int, png: bytes) -> None:
+    """Show a picture in TensorBoard beside a run's curves, in an events file of its own."""
+    width, height = struct.unpack(">II", png[16:24])  # of the IHDR chunk, which comes first
+    image = Summary.Image(width=width, height=height, encoded_image_string=png)
+    summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+    with next_events_file(directory).open("xb") as file:
+        records = RecordWriter(file)
+        for event in (Event(file_version="brain.Event:2"), Event(step=step, summary=summary)):
+            event.wall_time = time.time()
+            records.write(event.SerializeToString())
+
+
+def next_events_file(directory: Path) -> Path:
+    """The events file that TensorBoard reads after all that are there."""
+    before = sorted(file.name for file in directory.glob(EVENTS + "*"))
+    number = int(before[-1].removeprefix(EVENTS)) + 1 if before else 0
+    return directory / f"{EVENTS}{number:04d}"
 
 
 def cut(file: Path, size: int | None) -> None:

@@ -1,0 +1,224 @@
+"""Run again from a run directory, and compare every number: `python -m experiments.reproduce DIR`.
+
+Exit code 0 only when the numbers and the weights are identical, or within `--rtol` if asked.
+"""
+
+import argparse
+import math
+import sys
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from experiments import job
+from experiments import run as runs
+from experiments.errors import Diverged, UsageError
+from experiments.saved import read_config, read_metrics
+
+# Differs between any two runs, since it is a measurement of the machine.
+UNCOMPARED = "throughput"
+
+
+class Difference(NamedTuple):
+    """The first number in which two runs differ; None for one that is not there."""
+
+    step: int
+    tag: str
+    before: float | None
+    after: float | None
+
+    def __str__(self) -> str:
+        if self.before is None or self.after is None:
+            return f"step {self.step}, {self.tag}: {self.before} before, {self.after} now"
+        distance = abs(self.before - self.after)
+        return (
+            f"step {self.step}, {self.tag}: {self.before!r} before, {self.after!r} now, "
+            f"apart by {distance:.3g} ({distance / max(abs(self.before), 1e-300):.3g} relative)"
+        )
+
+
+def main() -> None:
+    """Parse the command line, reproduce, and leave with 0 only for identical."""
+    parser = argparse.ArgumentParser("python -m experiments.reproduce", description=__doc__)
+    parser.add_argument("run", type=Path, help="the directory of a run")
+    parser.add_argument("--epochs", type=int, help="reproduce and compare only so many epochs")
+    parser.add_argument("--rtol", type=float, default=0.0, help="relative difference that passes")
+    parser.add_argument("--into", type=Path, help="the directory for the new run")
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE",
+                        help="a module that the saved config may name")  # fmt: skip
+    parser.error = refuse  # type: ignore[method-assign,assignment]
+    args = parser.parse_args()
+    try:
+        if args.epochs is not None and args.epochs < 1:
+            raise UsageError(f"--epochs {args.epochs}: expected at least 1")
+        if not 0 <= args.rtol < math.inf:
+            raise UsageError(f"--rtol {args.rtol}: expected a number at least 0")
+        same = reproduce(args.run, args.into, args.epochs, args.rtol, args.trust)
+    except UsageError as error:
+        refuse(str(error))
+    sys.exit(0 if same else 1)
+
+
+def refuse(line: str) -> NoReturn:
+    """Tell the person what is wrong with the command, and leave."""
+    print(f"experiments.reproduce: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+def reproduce(
+    original: Path, into: Path | None, epochs: int | None, rtol: float, trust: list[str]
+) -> bool:
+    """Run an original's config again in a directory of its own, print how the two compare, and
+    return whether they are identical, or equal within `rtol`.
+
+    Raises UsageError where the directory holds no run that may be built.
+    """
+    config = read_config(original, trust)
+    record = runs.read_record(original)
+    lines = read_metrics(original)
+    surroundings = record.get("environment", {})
+    if surroundings:
+        config["trainer"]["device"] = "cpu" if surroundings["device"] == "cpu" else "cuda"
+    if epochs is not None and epochs > config["trainer"]["epochs"]:
+        raise UsageError(f"--epochs {epochs}: the run has {config['trainer']['epochs']}")
+
+    stamp = datetime.now().strftime("%Y-%m-%d/%H-%M-%S-reproduction")
+    path = runs.claim(into or Path("outputs") / stamp, exact=into is not None)
+    owned = runs.start(path, config, record["overrides"])
+    try:
+        job.go(owned, config, trust=trust, epochs=epochs)
+    except Diverged as error:
+        print(f"diverged: {error}")
+
+    difference = first_difference(lines, read_metrics(path), epochs, rtol)
+    weights = weights_difference(original, path, record, owned.record, epochs, rtol)
+    same = difference is None and weights is None
+    print(f"\noriginal      {runs.short(original)} ({record['state']})")
+    print(f"reproduction  {runs.short(path)}")
+    for text in (difference, weights):
+        if text is not None:
+            print(f"differs at    {text}")
+    compared = [line for line in lines if within(line, epochs)]
+    steps = compared[-1]["step"] if compared else 0
+    for note in notes(original, record, owned.record):
+        print(f"note          {note}")
+    if not compared:
+        print("nothing to compare: the original logged no number")
+        return False
+    if same:
+        verdict = "identical" if rtol == 0 else f"equal within {rtol:g}"
+        scope = "and weights " if weights_compared(record, epochs) else ""
+        print(f"{verdict}: all {len(compared)} lines of numbers {scope}up to step {steps}")
+    return same
+
+
+def within(line: dict[str, float], epochs: int | None) -> bool:
+    """Whether a line of metrics.jsonl is compared: of the first epochs, and no measurement."""
+    if UNCOMPARED in line:
+        return False
+    return epochs is None or (line["epoch"] <= epochs and "loss/test" not in line)
+
+
+def first_difference(
+    before: list[dict[str, float]],
+    after: list[dict[str, float]],
+    epochs: int | None,
+    rtol: float,
+) -> Difference | None:
+    """The first number of `before` that `after` does not have, or has otherwise.
+
+    An original that was cut short is compared as far as it went.
+    """
+    after = [line for line in after if within(line, epochs)]
+    for number, line in enumerate(line for line in before if within(line, epochs)):
+        other = after[number] if number < len(after) else {}
+        for tag, value in line.items():
+            if tag not in other:
+                return Difference(int(line["step"]), tag, value, None)
+            if not equal(value, other[tag], rtol):
+                return Difference(int(line["step"]), tag, value, other[tag])
+        for tag in other.keys() - line.keys():
+            return Difference(int(line["step"]), tag, None, other[tag])
+    return None
+
+
+def equal(before: float, after: float, rtol: float) -> bool:
+    """Whether two numbers are the same, or no further apart than `rtol` times the larger."""
+    if before == after or (math.isnan(before) and math.isnan(after)):
+        return True
+    return rtol > 0 and math.isclose(before, after, rel_tol=rtol)
+
+
+def weights_compared(record: dict[str, Any], epochs: int | None) -> bool:
+    """Whether the original has final weights for these epochs."""
+    return epochs is None and "final" in record.get("weights", {})
+
+
+def weights_difference(
+    original: Path,
+    path: Path,
+    before: dict[str, Any],
+    after: dict[str, Any],
+    epochs: int | None,
+    rtol: float,
+) -> str | None:
+    """How the final weights differ, in words; None where they are the same or not compared."""
+    if not weights_compared(before, epochs):
+        return None
+    if before["weights"]["final"] == after.get("weights", {}).get("final"):
+        return None
+    from experiments.checkpoint import Checkpoints
+
+    contents = [Checkpoints(directory / "checkpoints").load() for directory in (original, path)]
+    if contents[0] is None or contents[1] is None:
+        return "the final weights"
+    worst, name = 0.0, ""
+    for key, weight in contents[0]["model"].items():
+        distance = (weight - contents[1]["model"][key]).abs()
+        relative = float((distance / weight.abs().clamp_min(1e-30)).max())
+        # near zero a relative distance says nothing: there the layer's largest weight is the scale
+        if rtol and bool((distance <= rtol * weight.abs().max()).all()):
+            continue
+        if relative > worst:
+            worst, name = relative, key
+    return f"the final weights: {name} by up to {worst:.3g} relative" if name else None
+
+
+def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What differs around the two runs, each in words, and what in the original was changed."""
+    found = []
+    if sha256((original / "config.yaml").read_bytes()).hexdigest() != before["config"]:
+        found.append("config.yaml was changed since the run began")
+    was, now = circumstances(before), circumstances(after)
+    found += [
+        f"{name}: {was.get(name)} before, {now[name]} now"
+        for name in now
+        if was.get(name) != now[name]
+    ]
+    if "final" in before.get("weights", {}):
+        from experiments.checkpoint import Checkpoints, fingerprint
+
+        content = Checkpoints(original / "checkpoints").load()
+        if content is None or fingerprint(content["model"]) != before["weights"]["final"]:
+            found.append("checkpoints: the last one has not the weights that the run ended with")
+    return found
+
+
+def circumstances(record: dict[str, Any]) -> dict[str, Any]:
+    """What a run's bits may depend on besides its config, by name, out of its run.json."""
+    return {
+        "seed": record["seed"],
+        "python": record["python"],
+        "platform": record["platform"],
+        **record["packages"],
+        **record.get("environment", {}),
+        "git commit": record["git"]["commit"],
+        "git diff": record["git"]["diff"],
+        **{f"data {split}": print_ for split, print_ in record.get("data", {}).items()},
+        "initial weights": record.get("weights", {}).get("initial"),
+    }
+
+
+if __name__ == "__main__":
+    main()
