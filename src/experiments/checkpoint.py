@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import safetensors
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from experiments import durable
@@ -182,13 +181,3 @@ def deserialize(data: bytes) -> dict[str, Any]:
         return {name: unpack(value) for name, value in tree.items()}
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(f"not a checkpoint ({error})") from None
-
-
-def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """sha256 over the name, dtype, shape and bytes of each tensor, in the order of the names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

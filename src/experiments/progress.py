@@ -3,11 +3,10 @@
 import sys
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REDRAW_SECONDS = 0.1
 
@@ -27,7 +26,7 @@ class Lines:
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
-    def advance(self, epoch: int, batch: int, rows: int, loss: Tensor) -> None:
+    def advance(self, epoch: int, batch: int, rows: int, loss: "Tensor") -> None:
         """Nothing is shown inside an epoch."""
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -41,6 +40,16 @@ class Bar:
     """A bar over all epochs, with the numbers and the time left, below the lines."""
 
     def __init__(self, epochs: int, batches: int) -> None:
+        # here, since only a terminal needs them
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
         self.epochs, self.batches = epochs, batches
         columns = (
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
@@ -50,13 +59,13 @@ class Bar:
             TimeRemainingColumn(),
         )
         # drawn by hand: a thread that refreshes would take the lock from the loop
-        self.bar = RichProgress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
+        self.bar = Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
         self.task = self.bar.add_task("", total=epochs * batches, epoch=0, epochs=epochs)
         self.accuracy = ""
         self._rows, self._drawn = 0, time.perf_counter()
         self.bar.start()
 
-    def advance(self, epoch: int, batch: int, rows: int, loss: Tensor) -> None:
+    def advance(self, epoch: int, batch: int, rows: int, loss: "Tensor") -> None:
         self._rows += rows
         now = time.perf_counter()
         if now - self._drawn < REDRAW_SECONDS:

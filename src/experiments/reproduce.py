@@ -197,7 +197,8 @@ def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list
         if was.get(name) != now[name]
     ]
     if "final" in before.get("weights", {}):
-        from experiments.checkpoint import Checkpoints, fingerprint
+        from experiments.checkpoint import Checkpoints
+        from experiments.fingerprint import fingerprint
 
         content = Checkpoints(original / "checkpoints").load()
         if content is None or fingerprint(content["model"]) != before["weights"]["final"]:

@@ -12,6 +12,7 @@ Imports no torch.
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -52,9 +53,11 @@ class Run:
         self._clock = now
         durable.write(self.path / "run.json", json.dumps(self.record, indent=2).encode() + b"\n")
 
-    def end(self, state: State, **changes: Any) -> None:
-        """Write the last state and give the directory free."""
-        self.update(state=state, ended=_now(), **changes)
+    def end(self, state: State, error: str | None = None) -> None:
+        """Write the last state, an error's traceback beside it, and give the directory free."""
+        if error is not None:
+            durable.write(self.path / "error.txt", error.encode())
+        self.update(state=state, ended=_now(), **({"error": error} if error else {}))
         os.close(self._lock)
 
 
@@ -172,6 +175,7 @@ def _lock(path: Path) -> int:
     return descriptor
 
 
+@functools.cache
 def packages() -> dict[str, str]:
     """The versions of the packages that the bits of a run may depend on."""
     from importlib import metadata  # here, since it takes a twentieth of the time of `--help`
@@ -179,6 +183,7 @@ def packages() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
+@functools.cache
 def git_state() -> tuple[str | None, bytes]:
     """The commit checked out in the working directory and the diff against it.
 

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from experiments import progress
+from experiments import lazy_dynamo, progress
 from experiments.build import build
-from experiments.checkpoint import Checkpoints, fingerprint, restoring
+from experiments.checkpoint import Checkpoints, restoring
 from experiments.data import Data, Split
 from experiments.errors import UsageError
+from experiments.fingerprint import fingerprint
 from experiments.fit import State, evaluate, fit
 from experiments.run import Run, packages
 from experiments.streams import global_state, restore_global_state, seed_global
@@ -137,21 +138,20 @@ def describe(run: Run, data: Data, surroundings: dict[str, Any], weights: str) -
 
     Raises UsageError where the data is not what the run began with; warns where the rest differs.
     """
-    splits = {"train": data.train, "valid": data.valid, "test": data.test}
-    prints = {name: fingerprint(vars(split)) for name, split in splits.items()}
     if "environment" not in run.record:
-        run.update(environment=surroundings, data=prints, weights={"initial": weights})
+        run.update(environment=surroundings, data=data.fingerprints, weights={"initial": weights})
         return
-    changed = [name for name, value in run.record["data"].items() if prints[name] != value]
+    before = run.record["data"]
+    changed = [name for name, value in data.fingerprints.items() if before.get(name) != value]
     if changed:
         raise UsageError(
             f"data: {', '.join(changed)} rows differ from those that the run began with"
         )
     now = {"python": platform.python_version(), **packages(), **surroundings}
-    before = {**run.record, **run.record["packages"], **run.record["environment"]}
+    then = {**run.record, **run.record["packages"], **run.record["environment"]}
     for name, value in now.items():
-        if before.get(name) != value:
-            was = before.get(name)
+        if then.get(name) != value:
+            was = then.get(name)
             print(f"warning: {name} was {was}, is {value}: bits may differ", file=sys.stderr)
 
 
@@ -161,6 +161,7 @@ def prepare_torch(trainer: dict[str, Any]) -> str:
     Nothing is inherited from the environment or a launcher. Raises UsageError where CUDA is
     asked for and torch has none.
     """
+    lazy_dynamo.install()
     torch.set_num_threads(trainer["threads"])
     # read by cuBLAS at its first use; torch's notes on reproducibility name the value
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"

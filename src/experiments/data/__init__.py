@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # so that a damaged file is told before torch is imported
@@ -31,3 +32,11 @@ class Data:
     train: Split
     valid: Split
     test: Split
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """A sha256 of each split, by name; computed once, though many runs may ask."""
+        from experiments.fingerprint import fingerprint
+
+        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {name: fingerprint(vars(split)) for name, split in splits.items()}
