@@ -3,9 +3,11 @@
 import atexit
 import gc
 import os
+import re
 import signal
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +27,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa:
 from omegaconf import DictConfig  # noqa: E402
 
 from experiments import config as schema  # noqa: E402
-from experiments.errors import Diverged, UsageError  # noqa: E402
+from experiments.errors import Diverged, Interrupted, UsageError  # noqa: E402
 
 HELP = """\
 experiments: PyTorch experiments from YAML, each in a directory of its own.
@@ -33,7 +35,7 @@ experiments: PyTorch experiments from YAML, each in a directory of its own.
   python -m experiments                                    the default experiment
   python -m experiments optimizer.lr=0.1 model=mlp_wide    with other values and options
   python -m experiments experiment=tutorial                with a file of differences
-  python -m experiments -m optimizer.lr=0.01,0.1 seed=0,1  every combination, one after the other
+  python -m experiments -m optimizer.lr=0.01,0.1 seed=0,1  every combination, on all cores
   python -m experiments --cfg job optimizer=adam           show the config, run nothing
 
 Groups, chosen by group=option; a key of an option is set by group.key=value:
@@ -43,7 +45,8 @@ Groups, chosen by group=option; a key of an option is set by group.key=value:
   resume=RUN_DIR     go on with a run that was interrupted
   --config-dir DIR   add your own options: DIR/model/mine.yaml becomes model=mine
   --cfg job          print the composed config; --resolve fills in its references
-  -m, --multirun     run every combination of values given as a,b,c
+  -m, --multirun     run every combination of values given as a,b,c, on all cores
+  sweep=NAME         the directory of a sweep, outputs/NAME: the same command goes on in it
   --shell-completion install=bash|zsh|fish
   --hydra-help       the flags of Hydra, which composes the config
 """
@@ -56,6 +59,8 @@ def main() -> None:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign,assignment]
     parser.add_argument("--trust", action="append", default=[])
+    # sweep=NAME is short for a directory below outputs/, where a sweep can be found again
+    sys.argv = [re.sub(r"^sweep=(?=.)", "hydra.sweep.dir=outputs/", word) for word in sys.argv]
     args = parser.parse_args()
     try:
         if args.experimental_rerun:
@@ -164,33 +169,35 @@ def run_sweep(args: Namespace) -> None:
             schema.check_value(key, OverridesParser.create().parse_override(option[0]).value())
         else:
             compose(args, [*(old for old in first if old.partition("=")[0] != key), *option])
+    from experiments import job, sweep
+    from experiments.run import claim, short
+
+    directory = Path(composed.hydra.sweep.dir)
     if not any(override.startswith("hydra.sweep.dir=") for override in args.overrides):
-        from experiments.run import claim
-
-        claimed = claim(Path(composed.hydra.sweep.dir), exact=False)
-        sys.argv.append(f"hydra.sweep.dir={claimed}")
+        directory = claim(directory, exact=False)
+        sys.argv.append(f"hydra.sweep.dir={directory}")
     GlobalHydra.instance().clear()
-    run_hydra_main(args)
-
-
-def run_hydra_main(args: Namespace) -> None:
-    """Leave a sweep, or a question about the config, to Hydra's own main."""
-    failed: list[Exception] = []
-
-    def task(config: DictConfig) -> float:
-        from experiments import job
-
+    stopped_by = 0
+    with sweep.owned(directory):
         try:
-            return job.run(config)
-        except Exception as error:
-            failed.append(error)
-            raise
+            run_hydra_main(args, job.run_in_sweep)
+        except Interrupted as asked:
+            stopped_by = asked.signal_number
+        except KeyboardInterrupt:
+            stopped_by = signal.SIGINT
+        failed = sweep.conclude(directory)
+    if stopped_by:
+        name = f"hydra.sweep.dir={short(directory)}"
+        print(f"interrupted; the same command with {name} goes on", file=sys.stderr)
+        sys.exit(128 + stopped_by)
+    sys.exit(1 if failed else 0)
 
+
+def run_hydra_main(args: Namespace, task: Callable[[DictConfig], float] = lambda config: 0) -> None:
+    """Leave a sweep of `task`, or a question about the config, to Hydra's own main."""
     try:
         hydra.main(version_base="1.3", config_path=str(schema.CONF), config_name="config")(task)()
     except schema.CONFIG_ERRORS as error:
-        if error in failed:
-            raise
         raise schema.explain(error, config_directories(args), args.overrides) from error
 
 

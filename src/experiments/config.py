@@ -176,7 +176,7 @@ def check(config: dict[Any, Any]) -> dict[str, Any]:
     for group in GROUPS:
         if group != "trainer" and not isinstance(config[group].get("_target_"), str):
             raise UsageError(f"{group}._target_ is missing: name what builds the {group}")
-    if config["trainer"]["device"] == "cuda" and not cuda_present():
+    if config["trainer"]["device"] == "cuda" and cuda_devices() == 0:
         raise UsageError(
             "trainer.device=cuda: no CUDA device or no CUDA build of torch here; use cpu or auto"
         )
@@ -202,23 +202,23 @@ def nearest(word: str, words: Iterable[str], prefix: str = "") -> str:
     return f"; there is {', '.join(prefix + known for known in words)}" if few else ""
 
 
-def cuda_present() -> bool:
-    """Whether torch is a CUDA build and the driver counts a device; imports no torch."""
+def cuda_devices() -> int:
+    """How many CUDA devices the driver counts, 0 where torch is no CUDA build; imports no torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        return False
+        return 0
     version = Path(spec.origin).with_name("version.py")
     if re.search(r"^cuda\b.*=\s*None", version.read_text(), re.MULTILINE):
-        return False
+        return 0
     import ctypes
 
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return False
+        return 0
     count = ctypes.c_int(0)
     ready = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-    return ready and count.value > 0
+    return count.value if ready else 0
 
 
 def groups(directories: Iterable[Path]) -> dict[str, list[str]]:

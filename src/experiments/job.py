@@ -4,11 +4,12 @@ import contextlib
 import functools
 import gc
 import json
+import math
 import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import run_job
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments import config as schema
 from experiments import run as runs
@@ -25,6 +26,7 @@ from experiments.build import build
 from experiments.data import Data
 from experiments.errors import Diverged, Interrupted, UsageError
 from experiments.interrupt import Interrupt
+from experiments.progress import Shown
 from experiments.saved import read_config
 from experiments.trust import check_objects
 
@@ -64,19 +66,45 @@ def _load_data(node: str) -> Data:
     return cast(Data, build({"data": json.loads(node)}, "data"))
 
 
-def run(config: DictConfig) -> float:
+def run(config: DictConfig, show: Callable[[int, int], Shown] | None = None) -> float:
     """One run, from a composed config to a finished directory; returns the monitored number.
 
-    The directory tells how it ended, whatever is raised: UsageError, Diverged, SystemExit after
-    a signal, or our own mistake.
+    A job of a sweep whose directory holds the same run already goes on with it, or returns what
+    it reached. The directory tells how it ended, whatever is raised: UsageError, Diverged,
+    SystemExit after a signal, or our own mistake.
     """
     settings = HydraConfig.get()
-    overrides = [str(override) for override in settings.overrides.task]
+    path = Path(settings.runtime.output_dir)
     resolved = schema.validate(config)
-    owned = runs.start(Path(settings.runtime.output_dir), resolved, overrides)
-    best = go(owned, resolved)
+    if not OmegaConf.is_missing(settings.job, "num") and (path / "run.json").exists():
+        if (path / "config.yaml").read_bytes() != runs.config_text(resolved):
+            raise UsageError(f"{path}: holds a run of another config; name another hydra.sweep.dir")
+        record = runs.read_record(path)
+        if record["state"] == "finished":
+            return float(record["metrics"]["best"][resolved["trainer"]["monitor"]])
+        if record["state"] == "diverged":
+            raise Diverged(record["error"])
+        owned = runs.reopen(path)
+    else:
+        overrides = [str(override) for override in settings.overrides.task]
+        owned = runs.start(path, resolved, overrides)
+    best = go(owned, resolved, show=show)
     print(report(owned))
     return best
+
+
+def run_in_sweep(config: DictConfig) -> float:
+    """A run whose failure does not stop the others: it is in the run's directory, and told here.
+
+    Returns the monitored number, NaN for a failed run, the worst there is for a diverged one.
+    """
+    try:
+        return run(config)
+    except Diverged:
+        return math.inf if config.trainer.monitor.startswith("loss") else -math.inf
+    except Exception:
+        traceback.print_exc()
+        return math.nan
 
 
 def resume(path: Path, trust: Sequence[str]) -> None:
@@ -100,12 +128,14 @@ def go(
     *,
     trust: Sequence[str] | None = None,
     epochs: int | None = None,
+    show: Callable[[int, int], Shown] | None = None,
 ) -> float:
     """Fit in an owned run directory, fresh or from its checkpoint, and record how that ended.
 
     trust: for a config that was read from a run directory, the modules that it may name besides
         ours and torch's; None for a config that the person composed.
     epochs: end after so many of the config's.
+    show: makes what is told of the run while it goes on; None is what suits standard output.
     """
     # what there is now stays; see __main__
     gc.freeze()
@@ -118,7 +148,7 @@ def go(
             # only here, so that whatever was wrong before it has been told at once
             from experiments.train import train
 
-            best = train(config, data, owned, lambda: interrupt.number, epochs)
+            best = train(config, data, owned, lambda: interrupt.number, epochs, show)
     except (Interrupted, KeyboardInterrupt) as asked:
         owned.end("interrupted")
         path = shlex.quote(runs.short(owned.path))

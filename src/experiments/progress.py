@@ -3,12 +3,20 @@
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 REDRAW_SECONDS = 0.1
+
+
+class Shown(Protocol):
+    """What is told of a run while it goes on."""
+
+    def advance(self, epoch: int, batch: int, rows: int, loss: "Tensor") -> None: ...
+    def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
 
 
 def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
@@ -90,6 +98,6 @@ class Bar:
         self.bar.stop()
 
 
-def show(epochs: int, batches: int) -> Bar | Lines:
+def show(epochs: int, batches: int) -> Shown:
     """What suits standard output, for `epochs` epochs of `batches` batches each."""
     return Bar(epochs, batches) if sys.stdout.isatty() else Lines(epochs)

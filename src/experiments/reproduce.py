@@ -188,7 +188,7 @@ def weights_difference(
 def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """What differs around the two runs, each in words, and what in the original was changed."""
     found = []
-    if sha256((original / "config.yaml").read_bytes()).hexdigest() != before["config"]:
+    if sha256((original / "config.yaml").read_bytes()).hexdigest() != before["config_sha256"]:
         found.append("config.yaml was changed since the run began")
     was, now = circumstances(before), circumstances(after)
     found += [

@@ -30,9 +30,10 @@ from experiments import durable
 from experiments.errors import UsageError
 
 METRICS = "metrics.jsonl"
+LOCK_SECONDS = 2.0  # a process that was killed a moment ago may still hold the lock
 # What run.json has from the first moment on.
 RECORDED = {"state", "seconds", "resumed_at", "overrides", "seed", "config", "python", "platform"}
-RECORDED |= {"packages", "git"}
+RECORDED |= {"config_sha256", "packages", "git"}
 State = Literal["running", "finished", "failed", "interrupted", "diverged"]
 PACKAGES = ("torch", "numpy", "safetensors", "hydra-core", "omegaconf", "tensorboard")
 
@@ -95,13 +96,13 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
 
     Raises UsageError when another process owns it or it holds a run.
     """
-    lock = _lock(path)
+    lock = lock_directory(path, LOCK_SECONDS)
     if (path / "run.json").exists():
         raise UsageError(
             f"hydra.run.dir={path}: holds a run already; name another or resume={path}"
         )
     commit, diff = git_state()
-    text = yaml.safe_dump(config, sort_keys=False).encode()
+    text = config_text(config)
     record = {
         "schema": 1,
         "state": "running",
@@ -112,7 +113,8 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "overrides": overrides,
         "seed": config["seed"],
-        "config": hashlib.sha256(text).hexdigest(),
+        "config": config,
+        "config_sha256": hashlib.sha256(text).hexdigest(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages(),
@@ -130,17 +132,49 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
     return run
 
 
+def config_text(config: dict[str, Any]) -> bytes:
+    """A resolved config as its config.yaml; floats keep every bit."""
+    return yaml.safe_dump(config, sort_keys=False).encode()
+
+
+def record_death(path: Path, error: str) -> None:
+    """Write into a run directory that the process which ran it is dead, unless another runs it."""
+    try:
+        lock = lock_directory(path)
+    except UsageError:
+        return
+    try:
+        run = Run(path, lock, read_record(path))
+    except UsageError:  # it died before there was a record
+        os.close(lock)
+        return
+    run.end("failed", error)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process runs in a directory at this moment."""
+    try:
+        os.close(lock_directory(path))
+    except UsageError:
+        return True
+    return False
+
+
 def reopen(path: Path) -> Run:
     """Own the directory of a run that is not finished, to go on with it.
 
     Raises UsageError when there is none, when it is finished, when another process owns it, or
     when a file in it leads elsewhere: what goes on would write there.
     """
-    lock = _lock(path)
+    lock = lock_directory(path, LOCK_SECONDS)
     record = read_record(path)
     link = next((file for file in path.rglob("*") if file.is_symlink()), None)
     if link is not None:
         raise UsageError(f"{link}: is a symbolic link, through which a run is not resumed; copy it")
+    for left_by_a_kill in path.glob(".*.tmp"):
+        left_by_a_kill.unlink()
+    (path / "error.txt").unlink(missing_ok=True)
+    record.pop("error", None)
     run = Run(path, lock, record)
     run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
     return run
@@ -161,18 +195,27 @@ def read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def _lock(path: Path) -> int:
-    """Lock a directory for as long as this process lives; the kernel lets go when it dies."""
+def lock_directory(path: Path, patience: float = 0.0) -> int:
+    """Lock a directory for as long as this process lives; the kernel lets go when it dies.
+
+    patience: seconds to wait for another process that holds it. Raises UsageError.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UsageError(f"{path}: cannot be opened ({error.strerror}); name a directory") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise UsageError(f"{path}: another process is running it; wait for it or stop it") from None
-    return descriptor
+    until = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError:
+            if time.monotonic() >= until:
+                os.close(descriptor)
+                raise UsageError(
+                    f"{path}: another process is running it; wait for it or stop it"
+                ) from None
+            time.sleep(0.05)
 
 
 @functools.cache

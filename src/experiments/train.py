@@ -21,6 +21,7 @@ from experiments.data import Data, Split
 from experiments.errors import UsageError
 from experiments.fingerprint import fingerprint
 from experiments.fit import State, evaluate, fit
+from experiments.progress import Shown
 from experiments.run import Run, packages
 from experiments.streams import global_state, restore_global_state, seed_global
 from experiments.tracking import Tracker
@@ -32,11 +33,13 @@ def train(
     run: Run,
     stopped: Callable[[], int | None] = lambda: None,
     epochs: int | None = None,
+    show: Callable[[int, int], Shown] | None = None,
 ) -> float:
     """Fit what a resolved config describes and leave everything in the run's directory.
 
     Goes on from the run's newest checkpoint where there is one. With `epochs` it ends after so
-    many of the config's, without a look at the test split. Returns the best value of
+    many of the config's, without a look at the test split. `show` is given the number of epochs
+    and of batches in each, and makes what a person sees. Returns the best value of
     `trainer.monitor`. Raises UsageError where the parts do not fit together, Diverged and
     Interrupted as `fit` does.
     """
@@ -95,7 +98,7 @@ def train(
         }
         checkpoints.save(state.step, state.epoch, content, best=best)
 
-    shown = progress.show(trainer["epochs"], len(train_loader))
+    shown = (show or progress.show)(trainer["epochs"], len(train_loader))
     # last of all: building the parts may have drawn from the generators
     if saved is None:
         seed_global(seed, "fit")

@@ -1,0 +1,160 @@
+"""The picture of a comparison: the swept keys against the monitored number, and the loss curves."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from experiments.run import METRICS
+
+if TYPE_CHECKING:
+    from experiments.compare import Row
+
+CURVES = 24  # runs whose curves are drawn, the best first: more cannot be told apart
+LINES = 300  # runs in parallel coordinates
+
+
+def results_picture(rows: Sequence["Row"], keys: Sequence[str]) -> bytes:
+    """A PNG: a heatmap for two swept keys, a line for one, parallel coordinates for more, and
+    beside it the validation loss of the best runs over their steps.
+    """
+    figure = Figure(figsize=(13, 5.5), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    monitor = rows[0].monitor
+    if len(keys) == 1:
+        draw_line(left, rows, keys[0], monitor)
+    elif len(keys) == 2:
+        draw_heatmap(figure, left, rows, keys[0], keys[1], monitor)
+    elif len(keys) > 2:
+        draw_parallel(figure, left, rows, keys, monitor)
+    else:
+        left.barh(
+            [row.path.name for row in rows[:CURVES]][::-1],
+            [score(row) for row in rows[:CURVES]][::-1],
+        )
+        left.set_xlabel(f"best {monitor}")
+    draw_curves(right, rows, keys)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def score(row: "Row") -> float:
+    """The best monitored number of a run; NaN where it has none or did not end well."""
+    if row.state in ("failed", "diverged"):
+        return math.nan
+    return float(row.best.get(row.monitor, math.nan))
+
+
+def values_of(rows: Sequence["Row"], key: str) -> list[str]:
+    """The values of a key in the rows, numbers in order of size."""
+    from experiments.compare import value
+
+    found = {value(row, key) for row in rows}
+
+    def order(text: str) -> tuple[int, float, str]:
+        try:
+            return (0, float(text), text)
+        except ValueError:
+            return (1, 0.0, text)
+
+    return sorted(found, key=order)
+
+
+def mean_scores(rows: Sequence["Row"], keys: Sequence[str]) -> dict[tuple[str, ...], float]:
+    """The mean score of the runs that share their values of `keys`."""
+    from experiments.compare import value
+
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for row in rows:
+        groups.setdefault(tuple(value(row, key) for key in keys), []).append(score(row))
+    return {place: sum(scores) / len(scores) for place, scores in groups.items()}
+
+
+def draw_line(axes: Any, rows: Sequence["Row"], key: str, monitor: str) -> None:
+    """The number over the values of the one key, a point each; a cross where a run has none."""
+    values = values_of(rows, key)
+    scores = mean_scores(rows, [key])
+    heights = [scores[(value,)] for value in values]
+    axes.plot(values, heights, marker="o")
+    known = [height for height in heights if math.isfinite(height)]
+    for value, height in zip(values, heights, strict=True):
+        if math.isfinite(height):
+            axes.annotate(
+                f"{height:.4f}", (value, height), xytext=(0, 6), textcoords="offset points"
+            )
+        elif known:
+            axes.plot([value], [max(known)], marker="x", color="red")
+    axes.set(xlabel=key, ylabel=f"best {monitor}", title=f"best {monitor}")
+
+
+def draw_heatmap(
+    figure: Figure, axes: Any, rows: Sequence["Row"], down: str, across: str, monitor: str
+) -> None:
+    """The number for each pair of values, written into its field; empty where there is none."""
+    ys, xs = values_of(rows, down), values_of(rows, across)
+    scores = mean_scores(rows, [down, across])
+    grid = [[scores.get((y, x), math.nan) for x in xs] for y in ys]
+    # the better is the darker
+    image = axes.imshow(
+        grid, cmap="Blues_r" if monitor.startswith("loss") else "Blues", aspect="auto"
+    )
+    known = [height for line in grid for height in line if math.isfinite(height)]
+    middle = (min(known) + max(known)) / 2 if known else 0.0
+    for i, line in enumerate(grid):
+        for j, height in enumerate(line):
+            dark = (height < middle) == monitor.startswith("loss")
+            text = f"{height:.4f}" if math.isfinite(height) else "none"
+            axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
+    axes.set(xlabel=across, ylabel=down, title=f"best {monitor}")
+    axes.set_xticks(range(len(xs)), xs)
+    axes.set_yticks(range(len(ys)), ys)
+    figure.colorbar(image, ax=axes)
+
+
+def draw_parallel(
+    figure: Figure, axes: Any, rows: Sequence["Row"], keys: Sequence[str], monitor: str
+) -> None:
+    """A line for each run through its values of all keys, coloured by its rank."""
+    from experiments.compare import value
+
+    places = {key: values_of(rows, key) for key in keys}
+    shown = [row for row in rows if math.isfinite(score(row))][:LINES]
+    colours = colormaps["viridis"]
+    for rank, row in reversed(list(enumerate(shown))):
+        heights = [
+            places[key].index(value(row, key)) / max(len(places[key]) - 1, 1) for key in keys
+        ]
+        axes.plot(range(len(keys)), heights, color=colours(rank / max(len(shown) - 1, 1)), lw=1.2)
+    for i, key in enumerate(keys):
+        for j, text in enumerate(places[key]):
+            height = j / max(len(places[key]) - 1, 1)
+            axes.annotate(
+                text, (i, height), fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1}
+            )
+    axes.set_xticks(range(len(keys)), keys, rotation=15)
+    axes.set_yticks([])
+    axes.set_title(f"by best {monitor}: the darker, the better")
+
+
+def draw_curves(axes: Any, rows: Sequence["Row"], keys: Sequence[str]) -> None:
+    """loss/valid over the steps of the best runs."""
+    from experiments.compare import value
+
+    drawn = [row for row in rows if score(row) == score(row)][:CURVES]
+    for rank, row in enumerate(drawn):
+        points = [
+            (line["step"], line["loss/valid"])
+            for line in map(json.loads, (row.path / METRICS).read_text().splitlines())
+            if "loss/valid" in line
+        ]
+        name = ", ".join(f"{key.rpartition('.')[2]}={value(row, key)}" for key in keys)
+        label = (name or row.path.name) if rank < 10 else None
+        axes.plot(*zip(*points, strict=True), label=label, marker=".", lw=1)
+    axes.set(xlabel="step", ylabel="loss/valid", yscale="log", title=f"the best {len(drawn)} runs")
+    if drawn:
+        axes.legend(fontsize=7)

@@ -1,0 +1,125 @@
+"""What a person sees while a sweep goes on: a live table in a terminal, a line a run elsewhere."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from experiments.run import short
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from experiments.sweep import Job
+
+REDRAW_SECONDS = 0.25
+RANKED = 10  # finished runs that the live table shows
+
+
+class View(Protocol):
+    """What is told of a sweep."""
+
+    def ended(self, job: "Job") -> None: ...
+    def refresh(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def view(directory: Path, total: int, jobs: list["Job"]) -> View:
+    """What suits standard output; `jobs` grows while the sweep goes on."""
+    print(f"sweep of {total} runs in {short(directory)}", flush=True)
+    return Live(total, jobs) if sys.stdout.isatty() else Lines(total)
+
+
+def outcome(job: "Job") -> str:
+    """How a run ended, in a few words."""
+    if job.state == "twice":
+        return "given twice"
+    before = " before" if job.reused else f"  {job.seconds:.1f} s"
+    if job.state == "finished" and job.value is not None:
+        return f"{job.monitor} {job.value:.4f}{before}"
+    return f"{job.state}{before}" + (f": {job.error}" if job.error else "")
+
+
+class Lines:
+    """A line at the end of each run."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.count = total, 0
+
+    def ended(self, job: "Job") -> None:
+        self.count += 1
+        print(f"[{self.count}/{self.total}] {job.name}  {outcome(job)}", flush=True)
+
+    def refresh(self) -> None:
+        """Nothing is shown between two ends."""
+
+    def close(self) -> None:
+        """Nothing stays open."""
+
+
+class Live:
+    """A table of the runs that go on, the best that are done, and the failures as they happen."""
+
+    def __init__(self, total: int, jobs: list["Job"]) -> None:
+        from rich import live
+
+        self.total, self.jobs = total, jobs
+        self.started, self._drawn = time.monotonic(), 0.0
+        self.live = live.Live(auto_refresh=False, transient=True)
+        self.live.start()
+
+    def ended(self, job: "Job") -> None:
+        if job.state == "failed":
+            self.live.console.print(f"[red]failed[/red] {job.name}: {job.error}", highlight=False)
+        self._drawn = 0.0
+
+    def refresh(self) -> None:
+        if time.monotonic() - self._drawn >= REDRAW_SECONDS:
+            self.live.update(self.table(), refresh=True)
+            self._drawn = time.monotonic()
+
+    def close(self) -> None:
+        self.live.stop()
+
+    def table(self) -> "Table":
+        """The state of the sweep now."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        over = [job for job in self.jobs if job.state not in ("waiting", "running")]
+        running = [job for job in self.jobs if job.state == "running"]
+        counts: dict[str, int] = {}
+        for job in over:
+            counts[job.state] = counts.get(job.state, 0) + 1
+        told = ", ".join(f"{number} {state}" for state, number in counts.items())
+        table = Table(
+            title=f"{len(over)} of {self.total} runs over ({told or 'none yet'}), {self.left()}"
+        )
+        for column in ("", "run", "progress", "loss", "accuracy"):
+            table.add_column(column, overflow="fold")
+        for job in running:
+            bar = ProgressBar(total=1.0, completed=job.done, width=24)
+            table.add_row("", job.name, bar, f"{job.loss:.4f}", f"{job.accuracy:.4f}")
+        table.add_section()
+        ranked = sorted(
+            (job for job in over if job.value is not None),
+            key=lambda job: (job.value or 0.0) * (1 if job.monitor.startswith("loss") else -1),
+        )
+        for rank, job in enumerate(ranked[:RANKED], 1):
+            table.add_row(str(rank), job.name, f"{job.monitor} {job.value:.4f}", "", "")
+        for job in over:
+            if job.state in ("failed", "diverged"):
+                table.add_row("", job.name, f"[red]{job.state}[/red]", "", "")
+        return table
+
+    def left(self) -> str:
+        """The time left, from the share of the work that this command has done so far."""
+        fresh = [job for job in self.jobs if not job.reused]
+        done = sum(1.0 if job.seconds else job.done for job in fresh)
+        work = self.total - sum(job.reused for job in self.jobs)
+        if done < 0.05 or work <= 0:
+            return "time left unknown"
+        seconds = (time.monotonic() - self.started) * (work - done) / done
+        return (
+            f"about {seconds / 60:.0f} min left" if seconds >= 90 else f"about {seconds:.0f} s left"
+        )

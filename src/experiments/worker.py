@@ -1,0 +1,122 @@
+"""A worker of a sweep: one process that takes run after run, with torch imported once.
+
+The fork server imports this module, so that a worker starts with all of it in memory.
+"""
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from multiprocessing import connection, parent_process
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra import version
+from hydra._internal.callbacks import Callbacks
+from hydra.core.utils import JobRuntime, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from experiments import job
+from experiments import run as runs
+from experiments.errors import Diverged, UsageError
+from experiments.train import train  # noqa: F401  (what takes a second to import)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REPORT_SECONDS = 0.2
+
+
+def main(parent: Connection, cuda_device: int | None) -> None:
+    """Run each composed config that the parent sends, and send back how it goes and how it ended.
+
+    Messages to the parent: ("at", fraction of the run that is done, loss, accuracy) and
+    ("end", state, value of trainer.monitor or None, error or None).
+    """
+    # Ctrl-C reaches the whole group; the parent alone decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if cuda_device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(cuda_device)
+    setup_globals()
+    version.setbase("1.3")
+    JobRuntime.instance().set("name", "experiments")
+    gc.freeze()
+    while True:
+        try:
+            composed = parent.recv()
+        except (EOFError, OSError):  # the sweep is over
+            return
+        parent.send(("end", *perform(composed, parent)))
+
+
+def end_with_parent() -> None:
+    """Leave at once when the parent is gone, as if killed: the runs can be resumed."""
+    above = parent_process()
+    assert above is not None
+    connection.wait([above.sentinel])
+    os._exit(1)
+
+
+def perform(composed: DictConfig, parent: Connection) -> tuple[str, float | None, str | None]:
+    """One run in its directory, its output in `output.txt` there; never raises."""
+    path = Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        with (path / "output.txt").open("ab", buffering=0) as output:
+            os.dup2(output.fileno(), sys.stdout.fileno())
+            os.dup2(output.fileno(), sys.stderr.fileno())
+
+        def task(config: DictConfig) -> float:
+            return job.run(config, lambda epochs, batches: ToParent(parent, epochs, batches))
+
+        # like every launcher of Hydra's; the callbacks are the config's
+        context = HydraContext(config_loader=None, callbacks=Callbacks(composed))  # type: ignore[arg-type]
+        result = run_job(task, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        value = result._return_value
+        if result.status is JobStatus.COMPLETED:
+            return runs.read_record(path)["state"], float(value), None
+        if isinstance(value, Diverged):
+            return "diverged", None, str(value)
+        if isinstance(value, UsageError):
+            return "failed", None, str(value)
+        return "failed", None, "".join(traceback.format_exception_only(value)).strip()
+    except SystemExit:  # after a signal
+        return "interrupted", None, None
+    except BaseException as error:
+        traceback.print_exc()
+        return "failed", None, "".join(traceback.format_exception_only(error)).strip()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+class ToParent:
+    """The progress of a run, sent to the sweep's parent now and then."""
+
+    def __init__(self, parent: Connection, epochs: int, batches: int) -> None:
+        self.parent, self.epochs, self.batches = parent, epochs, batches
+        self.accuracy = float("nan")
+        self._sent = 0.0
+
+    def advance(self, epoch: int, batch: int, rows: int, loss: "Tensor") -> None:
+        now = time.monotonic()
+        if now - self._sent >= REPORT_SECONDS:
+            self.tell((epoch - 1 + batch / self.batches) / self.epochs, loss.item())
+            self._sent = now
+
+    def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.accuracy = metrics["accuracy/valid"]
+        self.tell(epoch / self.epochs, metrics["loss/train_epoch"])
+
+    def tell(self, done: float, loss: float) -> None:
+        self.parent.send(("at", done, loss, self.accuracy))
+
+    def close(self) -> None:
+        """Nothing stays open."""
