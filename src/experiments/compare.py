@@ -179,8 +179,9 @@ def table(rows: Sequence[Row]) -> str:
         ]
         for line in body[:SHOWN]
     ]
-    widths = [max(len(line[i]) for line in [head, *short]) for i in range(len(head))]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(head, widths, strict=True))]
+    titles = [cell.replace("accuracy/valid", "accuracy").replace("/valid", "") for cell in head]
+    widths = [max(len(line[i]) for line in [titles, *short]) for i in range(len(head))]
+    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(titles, widths, strict=True))]
     for line, row in zip(short, rows, strict=False):
         text = "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
         red = row.state in ("failed", "diverged") and sys.stdout.isatty()

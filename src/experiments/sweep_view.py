@@ -1,5 +1,6 @@
 """What a person sees while a sweep goes on: a live table in a terminal, a line a run elsewhere."""
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -38,6 +39,11 @@ def outcome(job: "Job") -> str:
     if job.state == "finished" and job.value is not None:
         return f"{job.monitor} {job.value:.4f}{before}"
     return f"{job.state}{before}" + (f": {job.error}" if job.error else "")
+
+
+def number(value: float) -> str:
+    """A number for the table; a dash before there is one."""
+    return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 class Lines:
@@ -99,7 +105,7 @@ class Live:
             table.add_column(column, overflow="fold")
         for job in running:
             bar = ProgressBar(total=1.0, completed=job.done, width=24)
-            table.add_row("", job.name, bar, f"{job.loss:.4f}", f"{job.accuracy:.4f}")
+            table.add_row("", job.name, bar, *map(number, (job.loss, job.accuracy)))
         table.add_section()
         ranked = sorted(
             (job for job in over if job.value is not None),

@@ -168,7 +168,8 @@ def prepare_torch(trainer: dict[str, Any]) -> str:
     torch.set_num_threads(trainer["threads"])
     # read by cuBLAS at its first use; torch's notes on reproducibility name the value
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    torch.use_deterministic_algorithms(True)
+    # use_deterministic_algorithms sets the same flag, and imports the compiler for a second
+    torch.set_deterministic_debug_mode("error")
     # an aid to debugging that would write NaN over every new tensor
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if trainer["device"] == "cuda" and not torch.cuda.is_available():
