@@ -192,6 +192,19 @@ def leaves(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, obj
             yield f"{prefix}{key}", value
 
 
+def overridden(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The keys that overrides name with their values in a resolved config, and the groups with
+    their options; the seed where nothing was overridden.
+    """
+    values = dict(leaves(config))
+    found = {}
+    for override in overrides:
+        key, _, option = override.lstrip("+~").partition("=")
+        value = values.get(key, option)
+        found[key] = value if isinstance(value, bool | int | float) else show(value)
+    return found or {"seed": values["seed"]}
+
+
 def nearest(word: str, words: Iterable[str], prefix: str = "") -> str:
     """`; did you mean X?` for the word most like it, or the list of what there is."""
     words = sorted({known for known in words if not known.startswith("_")})

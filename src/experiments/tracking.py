@@ -15,6 +15,13 @@ from typing import BinaryIO
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.plugins.hparams import metadata as hparams
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import (
+    HParamsPluginData,
+    SessionEndInfo,
+    SessionStartInfo,
+)
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -62,6 +69,36 @@ class Tracker:
             metadata=text_metadata.create_summary_metadata(tag, ""),
             tensor=TensorProto(dtype="DT_STRING", string_val=[markdown.encode()]),
         )
+        self._write(Event(step=0, summary=Summary(value=[value])))
+        self._flush()
+
+    def hparams(self, values: Mapping[str, bool | float | str]) -> None:
+        """Make the run a row of TensorBoard's HParams tab, with these values.
+
+        The record stands among the run's own events, so there is no sub-run for it; without an
+        experiment record TensorBoard finds the columns of all runs by itself.
+        """
+        info = SessionStartInfo(start_time_secs=time.time())
+        for name, value in values.items():
+            if isinstance(value, bool):
+                info.hparams[name].bool_value = value
+            elif isinstance(value, int | float):
+                info.hparams[name].number_value = value
+            else:
+                info.hparams[name].string_value = value
+        self._hparams_record(
+            hparams.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info)
+        )
+
+    def hparams_end(self, *, success: bool) -> None:
+        """Close the run's row in the HParams tab. TensorBoard keeps the first end it reads."""
+        status = Status.Value("STATUS_SUCCESS" if success else "STATUS_FAILURE")
+        info = SessionEndInfo(end_time_secs=time.time(), status=status)
+        self._hparams_record(hparams.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
+
+    def _hparams_record(self, tag: str, data: HParamsPluginData) -> None:
+        metadata = hparams.create_summary_metadata(data)
+        value = Summary.Value(tag=tag, metadata=metadata, tensor=hparams.NULL_TENSOR)
         self._write(Event(step=0, summary=Summary(value=[value])))
         self._flush()
 

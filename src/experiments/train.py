@@ -17,12 +17,13 @@ from torch.optim import Optimizer
 from experiments import lazy_dynamo, progress
 from experiments.build import build
 from experiments.checkpoint import Checkpoints, restoring
+from experiments.config import overridden
 from experiments.data import Data, Split
-from experiments.errors import UsageError
+from experiments.errors import Diverged, UsageError
 from experiments.fingerprint import fingerprint
 from experiments.fit import State, evaluate, fit
 from experiments.progress import Shown
-from experiments.run import Run, packages
+from experiments.run import Run, config_text, packages
 from experiments.streams import global_state, restore_global_state, seed_global
 from experiments.tracking import Tracker
 
@@ -84,7 +85,8 @@ def train(
     describe(run, data, environment(device, trainer), fingerprint(model.state_dict()))
     tracker = Tracker(run.path, state.step, positions)
     if saved is None:
-        tracker.text("config", f"```yaml\n{(run.path / 'config.yaml').read_text()}```")
+        tracker.text("config", f"```yaml\n{config_text(config).decode()}```")
+        tracker.hparams(overridden(config, run.record["overrides"]))
 
     def save(state: State, best: bool) -> None:
         content = {
@@ -123,6 +125,9 @@ def train(
             log_every=trainer["log_every"],
             accumulated=trainer["accumulate"],
         )
+    except Diverged:
+        tracker.hparams_end(success=False)
+        raise
     finally:
         shown.close()
         run.update(metrics={"best": state.best, "last": state.last})
@@ -131,6 +136,7 @@ def train(
         test = {"loss/test": test_loss, "accuracy/test": test_accuracy}
         tracker.log(state.step, state.epoch, test)
         run.update(metrics={**run.record["metrics"], "test": test})
+        tracker.hparams_end(success=True)
     tracker.close()
     run.update(weights={**run.record["weights"], "final": fingerprint(model.state_dict())})
     return state.best[trainer["monitor"]]
