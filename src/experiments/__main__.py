@@ -159,7 +159,9 @@ def run_sweep(args: Namespace) -> None:
         if not override.is_sweep_override():
             first.append(str(override.input_line))
             continue
-        values = [f"{override.key_or_group}={v}" for v in override.sweep_string_iterator()]
+        swept: Any = override.value()
+        ends = (swept.start, swept.end) if override.is_interval_sweep() else ()
+        values = [f"{override.key_or_group}={v}" for v in ends or override.sweep_string_iterator()]
         first.append(values[0])
         options += [[value] for value in values[1:]]
     composed, _ = compose(args, first)

@@ -46,8 +46,8 @@ class Row:
     def rank(self) -> tuple[int, float, str]:
         """Sorts the better before the worse, runs without a number last."""
         value = self.best.get(self.monitor, math.nan)
-        if self.state in ("failed", "diverged") or not math.isfinite(value):
-            return (2 if self.state == "diverged" else 1, 0.0, str(self.path))
+        if self.state in ("failed", "diverged", "pruned") or not math.isfinite(value):
+            return (1 + (self.state == "diverged"), 0.0, str(self.path))
         return (0, value if self.monitor.startswith("loss") else -value, str(self.path))
 
 

@@ -34,7 +34,8 @@ LOCK_SECONDS = 2.0  # a process that was killed a moment ago may still hold the 
 # What run.json has from the first moment on.
 RECORDED = {"state", "seconds", "resumed_at", "overrides", "seed", "config", "python", "platform"}
 RECORDED |= {"config_sha256", "packages", "git"}
-State = Literal["running", "finished", "failed", "interrupted", "diverged"]
+State = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
+OVER = ("finished", "diverged", "pruned")  # a sweep that goes on leaves these alone
 PACKAGES = ("torch", "numpy", "safetensors", "hydra-core", "omegaconf", "tensorboard")
 
 
@@ -137,8 +138,10 @@ def config_text(config: dict[str, Any]) -> bytes:
     return yaml.safe_dump(config, sort_keys=False).encode()
 
 
-def record_death(path: Path, error: str) -> None:
-    """Write into a run directory that the process which ran it is dead, unless another runs it."""
+def record_end(path: Path, state: State, error: str | None = None) -> None:
+    """Write into a run directory how its run ended, where its own process could not or did not
+    know; nothing where another process runs it.
+    """
     try:
         lock = lock_directory(path)
     except UsageError:
@@ -148,7 +151,7 @@ def record_death(path: Path, error: str) -> None:
     except UsageError:  # it died before there was a record
         os.close(lock)
         return
-    run.end("failed", error)
+    run.end(state, error)
 
 
 def is_locked(path: Path) -> bool:

@@ -14,7 +14,7 @@ import re
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -52,7 +52,8 @@ class Job:
     error: str | None = None
     started: float = 0.0
     seconds: float = 0.0
-    reused: bool = False  # it was finished before this command
+    reused: bool = False  # it was over before this command
+    pruned: bool = False  # it was asked to stop, since there is no hope in it
 
 
 @dataclass
@@ -73,8 +74,10 @@ class Sweep:
     context: HydraContext
     workers: int | None
     pool: list[Worker] = field(default_factory=list)
+    hopeless: Callable[[Job, int, float], bool] = lambda job, epoch, value: False
 
     def __post_init__(self) -> None:
+        self.directory = Path(self.config.hydra.sweep.dir)
         # Hydra's sweeper composes every job to check it, then the launcher does so again
         self.context.config_loader = Remembering(self.context.config_loader)  # type: ignore[assignment]
         start_fork_server()
@@ -83,40 +86,67 @@ class Sweep:
         """Run a batch of jobs on all workers; returns Hydra's result for each, in order.
 
         A failed job's value is NaN and a diverged one's the worst there is: an exception would
-        make the sweeper drop what is left. Raises Interrupted after a signal, when every running
-        job has written a checkpoint.
+        make the sweeper drop what is left.
         """
-        directory = Path(self.config.hydra.sweep.dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        jobs: list[Job] = []
-        waiting = self.jobs(directory, batch, first, jobs)
-        shown = view(directory, len(batch), jobs)
+
+        def jobs(placed: list[Job]) -> Iterator[Job]:
+            for number, overrides in enumerate(batch, first):
+                composed = self.context.config_loader.load_sweep_config(self.config, overrides)
+                try:
+                    job = place(self.directory, composed, number)
+                except UsageError as error:
+                    name = run_name(" ".join(overrides))
+                    job = Job(name, self.directory / name, None, "failed", error=str(error))
+                if any(job.path == other.path for other in placed):
+                    job.state, job.composed, job.reused = "twice", None, True
+                placed.append(job)
+                yield job
+
+        jobs_run = self.run_all(jobs, len(batch))
+        return [result(job, overrides) for job, overrides in zip(jobs_run, batch, strict=True)]
+
+    def run_all(
+        self,
+        jobs: Callable[[list[Job]], Iterator[Job]],
+        total: int,
+        *,
+        hopeless: Callable[[Job, int, float], bool] = lambda job, epoch, value: False,
+        ended: Callable[[Job], None] = lambda job: None,
+    ) -> list[Job]:
+        """Run jobs on all workers; returns them as they ended.
+
+        jobs: is given the list that it appends each job to, and composes and places one after
+            the other, while workers are busy with earlier ones.
+        hopeless: is given a job, the epochs it has done and its monitored number, and says
+            whether to stop it. ended: is given each job when it is over.
+
+        Raises Interrupted after a signal, when every running job has written a checkpoint.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        placed: list[Job] = []
+        shown = view(self.directory, total, placed)
+        self.hopeless = hopeless
+
+        def over(job: Job) -> None:
+            shown.ended(job)
+            ended(job)
+
         with Interrupt() as interrupt:
-            self.run(waiting, shown, interrupt)
+            self.keep_busy(jobs(placed), shown, over, interrupt)
         shown.close()
         if interrupt.number is not None:
             self.close()
             raise Interrupted(interrupt.number)
-        return [result(job, overrides) for job, overrides in zip(jobs, batch, strict=True)]
+        return placed
 
-    def jobs(
-        self, directory: Path, batch: list[list[str]], first: int, placed: list[Job]
-    ) -> Iterator[Job]:
-        """Compose and place one job after the other, while workers are busy with earlier ones."""
-        for number, overrides in enumerate(batch, first):
-            composed = self.context.config_loader.load_sweep_config(self.config, overrides)
-            try:
-                job = place(directory, composed, number)
-            except UsageError as error:
-                name = " ".join(overrides)
-                job = Job(name, directory / run_name(name), None, state="failed", error=str(error))
-            if any(job.path == other.path for other in placed):
-                job.state, job.composed, job.reused = "twice", None, True
-            placed.append(job)
-            yield job
-
-    def run(self, waiting: Iterator[Job], shown: View, interrupt: Interrupt) -> None:
-        """Keep every worker busy until no job is left, or until a signal has stopped them all."""
+    def keep_busy(
+        self,
+        waiting: Iterator[Job],
+        shown: View,
+        over: Callable[[Job], None],
+        interrupt: Interrupt,
+    ) -> None:
+        """Give every worker a job until none is left, or until a signal has stopped them all."""
         count = self.workers or len(os.sched_getaffinity(0))
         next_job = next(waiting, None)
         while next_job is not None or any(worker.job for worker in self.pool):
@@ -126,7 +156,7 @@ class Sweep:
                     os.kill(worker.process.pid, signal.SIGTERM)
             idle = [worker for worker in self.pool if worker.job is None]
             if next_job is not None and next_job.composed is None:
-                shown.ended(next_job)
+                over(next_job)
                 next_job = next(waiting, None)
                 continue
             if next_job is not None and (idle or len(self.pool) < count):
@@ -139,7 +169,7 @@ class Sweep:
                 continue
             busy = {worker.pipe: worker for worker in self.pool if worker.job is not None}
             for pipe in connection.wait(list(busy), timeout=0.2):
-                self.hear(busy[pipe], shown)  # type: ignore[index]
+                self.hear(busy[pipe], over)  # type: ignore[index]
             shown.refresh()
 
     def add_worker(self, job: Job, number: int) -> Worker:
@@ -154,7 +184,7 @@ class Sweep:
         self.pool.append(Worker(process, ours, device))
         return self.pool[-1]
 
-    def hear(self, worker: Worker, shown: View) -> None:
+    def hear(self, worker: Worker, over: Callable[[Job], None]) -> None:
         """Take in one message of a worker, or that it has died."""
         job = worker.job
         assert job is not None
@@ -164,15 +194,23 @@ class Sweep:
             worker.process.join()
             self.pool.remove(worker)
             job.state, job.error = "failed", death(worker.process.exitcode)
-            runs.record_death(job.path, job.error)
+            runs.record_end(job.path, "failed", job.error)
         else:
             if message[0] == "at":
                 job.done, job.loss, job.accuracy = message[1:]
                 return
+            if message[0] == "epoch":
+                if not job.pruned and self.hopeless(job, message[1], message[2][job.monitor]):
+                    job.pruned = True
+                    os.kill(worker.process.pid, signal.SIGTERM)
+                return
             _, job.state, job.value, job.error = message
+            if job.pruned and job.state == "interrupted":
+                job.state = "pruned"
+                runs.record_end(job.path, "pruned")
         job.seconds = time.monotonic() - job.started
         worker.job = None
-        shown.ended(job)
+        over(job)
 
     def close(self) -> None:
         """Let the workers go."""
@@ -268,7 +306,7 @@ def place(directory: Path, composed: DictConfig, number: int) -> Job:
     job = Job(path.name, path, composed, monitor=config["trainer"]["monitor"])
     if (path / "run.json").exists():
         record = runs.read_record(path)
-        if record["state"] in ("finished", "diverged"):
+        if record["state"] in runs.OVER:
             job.state, job.composed, job.reused = record["state"], None, True
             job.value = record.get("metrics", {}).get("best", {}).get(job.monitor)
     return job

@@ -36,8 +36,8 @@ REPORT_SECONDS = 0.2
 def main(parent: Connection, cuda_device: int | None) -> None:
     """Run each composed config that the parent sends, and send back how it goes and how it ended.
 
-    Messages to the parent: ("at", fraction of the run that is done, loss, accuracy) and
-    ("end", state, value of trainer.monitor or None, error or None).
+    Messages to the parent: ("at", fraction of the run that is done, loss, accuracy),
+    ("epoch", epochs done, their last numbers) and ("end", state, value of trainer.monitor or None, error or None).
     """
     # Ctrl-C reaches the whole group; the parent alone decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -114,6 +114,7 @@ class ToParent:
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self.accuracy = metrics["accuracy/valid"]
         self.tell(epoch / self.epochs, metrics["loss/train_epoch"])
+        self.parent.send(("epoch", epoch, dict(metrics)))
 
     def tell(self, done: float, loss: float) -> None:
         self.parent.send(("at", done, loss, self.accuracy))

@@ -1,0 +1,120 @@
+"""A search through Optuna: each next run is where the runs so far make the best one likely.
+
+Tree-structured Parzen estimator: J. Bergstra et al., "Algorithms for Hyper-Parameter
+Optimization", 2011. The study lies in the sweep's directory, so a search goes on where it was.
+Hydra's own Optuna plugin holds its users below Optuna 3 and knows neither of these.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+
+from experiments.config import show
+from experiments.errors import UsageError
+from experiments.sweep import Job, Sweep, place
+
+if TYPE_CHECKING:
+    import optuna
+
+STUDY = "study.journal"
+
+
+def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune: bool) -> None:
+    """Run what Optuna asks for until the study has `trials` runs that ended.
+
+    arguments: overrides, those of the search as intervals, ranges or choices. Raises UsageError
+    where Optuna is not installed or nothing is searched, Interrupted after a signal.
+    """
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError:
+        raise UsageError(
+            "hydra/sweeper=tpe needs Optuna: pip install 'experiments[search]'"
+        ) from None
+    fixed, space = search_space(arguments)
+    if not space:
+        raise UsageError(
+            "hydra/sweeper=tpe: nothing to search; give optimizer.lr=interval(a,b), say"
+        )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directory = Path(sweep.config.hydra.sweep.dir)
+    lowest = sweep.config.trainer.monitor.startswith("loss")
+    backend = JournalFileBackend(str(directory / STUDY))
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(backend),
+        study_name="search",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
+        direction="minimize" if lowest else "maximize",
+    )
+    states = optuna.trial.TrialState
+    for trial in study.get_trials(states=(states.RUNNING,)):
+        # of a search that was stopped: its directory has the checkpoint
+        study.tell(trial.number, state=states.FAIL)
+        study.enqueue_trial(trial.params)
+    ended = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
+    asked: dict[Path, optuna.trial.Trial] = {}
+
+    def jobs(placed: list[Job]) -> Iterator[Job]:
+        for _ in range(max(trials - ended, 0)):
+            trial = study.ask(space)
+            overrides = [*fixed, *(f"{key}={show(value)}" for key, value in trial.params.items())]
+            composed = sweep.context.config_loader.load_sweep_config(
+                master_config=sweep.config, sweep_overrides=overrides
+            )
+            job = place(directory, composed, trial.number)
+            asked[job.path] = trial
+            placed.append(job)
+            yield job
+
+    def hopeless(job: Job, epoch: int, value: float) -> bool:
+        asked[job.path].report(value, epoch)
+        return asked[job.path].should_prune()
+
+    def tell(job: Job) -> None:
+        trial = asked[job.path]
+        if job.state == "finished":
+            study.tell(trial, job.value)
+        elif job.state in ("pruned", "diverged"):
+            study.tell(trial, state=states.PRUNED)
+        elif job.state == "failed":
+            study.tell(trial, state=states.FAIL)
+
+    sweep.run_all(jobs, max(trials - ended, 0), hopeless=hopeless, ended=tell)
+
+
+def search_space(
+    arguments: list[str],
+) -> tuple[list[str], dict[str, "optuna.distributions.BaseDistribution"]]:
+    """The overrides that stay the same, and Optuna's distribution of each that is searched."""
+    fixed, space = [], {}
+    for override in OverridesParser.create().parse_overrides(arguments):
+        if override.is_sweep_override():
+            space[override.get_key_element()] = distribution(override)
+        else:
+            fixed.append(str(override.input_line))
+    return fixed, space
+
+
+def distribution(override: Override) -> Any:
+    """What Optuna draws a key from: an interval, with the tag `log` or without, or one of a few."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    swept: Any = override.value()
+    log = "log" in getattr(swept, "tags", ())
+    if override.is_interval_sweep():
+        return FloatDistribution(swept.start, swept.end, log=log)
+    if override.is_range_sweep():
+        ends = (swept.start, swept.stop, swept.step)
+        if all(isinstance(end, int) for end in ends):
+            return IntDistribution(swept.start, swept.stop - 1, step=swept.step, log=log)
+    choices: list[Any] = [
+        OverridesParser.create().parse_override(f"x={text}").value()
+        for text in override.sweep_string_iterator()
+    ]
+    return CategoricalDistribution(choices)
