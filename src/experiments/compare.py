@@ -10,6 +10,7 @@ import io
 import json
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--export", type=Path, metavar="FILE", help="all of it as JSON")
     parser.error = refuse  # type: ignore[method-assign,assignment]
     args = parser.parse_args()
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no mistake
     try:
         rows = collect(args.directories)
         if not rows:
@@ -174,7 +176,7 @@ def table(rows: Sequence[Row]) -> str:
     first, last = head.index("best loss/valid"), head.index("epochs")
     short = [
         [
-            f"{float(cell):.4f}" if first <= i < last and cell else cell
+            f"{float(cell):.4f}" if cell and first <= i < last else brief(cell)
             for i, cell in enumerate(line)
         ]
         for line in body[:SHOWN]
@@ -189,6 +191,14 @@ def table(rows: Sequence[Row]) -> str:
     if len(rows) > SHOWN:
         lines.append(f"and {len(rows) - SHOWN} more")
     return "\n".join(lines)
+
+
+def brief(cell: str) -> str:
+    """A number with six digits at most, anything else as it is."""
+    try:
+        return f"{float(cell):g}" if len(cell) > 6 else cell
+    except ValueError:
+        return cell
 
 
 def side_by_side(one: Row, other: Row) -> str:

@@ -44,11 +44,13 @@ def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune:
     directory = Path(sweep.config.hydra.sweep.dir)
     lowest = sweep.config.trainer.monitor.startswith("loss")
     backend = JournalFileBackend(str(directory / STUDY))
+    storage = optuna.storages.JournalStorage(backend)
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
+        storage=storage,
         study_name="search",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(seed=seed),
+        # shifted by what is there: a search that goes on must not draw the first numbers again
+        sampler=optuna.samplers.TPESampler(seed=seed + known_trials(storage)),
         pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
         direction="minimize" if lowest else "maximize",
     )
@@ -86,6 +88,11 @@ def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune:
             study.tell(trial, state=states.FAIL)
 
     sweep.run_all(jobs, max(trials - ended, 0), hopeless=hopeless, ended=tell)
+
+
+def known_trials(storage: "optuna.storages.JournalStorage") -> int:
+    """How many runs a study on disk has asked for so far."""
+    return sum(len(storage.get_all_trials(study._study_id)) for study in storage.get_all_studies())
 
 
 def search_space(

@@ -37,7 +37,8 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     """Run each composed config that the parent sends, and send back how it goes and how it ended.
 
     Messages to the parent: ("at", fraction of the run that is done, loss, accuracy),
-    ("epoch", epochs done, their last numbers) and ("end", state, value of trainer.monitor or None, error or None).
+    ("epoch", epochs done, their last numbers) and ("end", state, the best of trainer.monitor or
+    None, error or None).
     """
     # Ctrl-C reaches the whole group; the parent alone decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
