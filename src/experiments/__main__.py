@@ -56,6 +56,8 @@ def main() -> None:
     """Run the command line; a mistake in it is told in one line, with exit code 2."""
     # without it Hydra prints and leaves by itself, with exit code 1
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for one's own models and data
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign,assignment]
     parser.add_argument("--trust", action="append", default=[])

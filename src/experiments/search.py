@@ -45,12 +45,13 @@ def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune:
     lowest = sweep.config.trainer.monitor.startswith("loss")
     backend = JournalFileBackend(str(directory / STUDY))
     storage = optuna.storages.JournalStorage(backend)
+    known = sum(summary.n_trials for summary in optuna.get_all_study_summaries(storage))
     study = optuna.create_study(
         storage=storage,
         study_name="search",
         load_if_exists=True,
         # shifted by what is there: a search that goes on must not draw the first numbers again
-        sampler=optuna.samplers.TPESampler(seed=seed + known_trials(storage)),
+        sampler=optuna.samplers.TPESampler(seed=seed + known),
         pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
         direction="minimize" if lowest else "maximize",
     )
@@ -70,6 +71,9 @@ def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune:
                 master_config=sweep.config, sweep_overrides=overrides
             )
             job = place(directory, composed, trial.number)
+            if job.path in asked and job.composed is not None:
+                study.tell(trial, state=states.FAIL)  # the same values are being run
+                continue
             asked[job.path] = trial
             placed.append(job)
             yield job
@@ -88,11 +92,6 @@ def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune:
             study.tell(trial, state=states.FAIL)
 
     sweep.run_all(jobs, max(trials - ended, 0), hopeless=hopeless, ended=tell)
-
-
-def known_trials(storage: "optuna.storages.JournalStorage") -> int:
-    """How many runs a study on disk has asked for so far."""
-    return sum(len(storage.get_all_trials(study._study_id)) for study in storage.get_all_studies())
 
 
 def search_space(
