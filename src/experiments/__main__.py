@@ -47,7 +47,7 @@ Groups, chosen by group=option; a key of an option is set by group.key=value:
   --cfg job          print the composed config; --resolve fills in its references
   -m, --multirun     run every combination of values given as a,b,c, on all cores
   sweep=NAME         the directory of a sweep, outputs/NAME: the same command goes on in it
-  --shell-completion install=bash|zsh|fish
+  --shell-completion install=bash|zsh|fish   of the command `experiments`: eval "$(...)"
   --hydra-help       the flags of Hydra, which composes the config
 """
 

@@ -7,11 +7,12 @@ import difflib
 import importlib.util
 import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -46,7 +47,9 @@ def number(
     def accepts(value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             return False
-        return math.isfinite(value) and low <= value <= high and above < value < below
+        if abs(value) > sys.float_info.max or math.isnan(value):
+            return False
+        return low <= value <= high and above < value < below
 
     return Rule(f"a {'whole ' * whole}number {bounds}", accepts)
 
@@ -268,10 +271,17 @@ def explain(error: Exception, directories: Iterable[Path], overrides: list[str])
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
         key, values = found.groups()
         return UsageError(f"{key}={values}: several values need --multirun; a list is [{values}]")
-    if found := re.search(r"Error parsing override '(.*?)' (.*?)( See https:|$)", text):
-        return UsageError(
-            f"{found[1]}: not an override ({found[2]}); write key=value, quoted for the shell"
+    if isinstance(error, OverrideParseException):
+        reason = (
+            lines[-1]
+            .partition(" See https:")[0]
+            .removeprefix(f"Error parsing override '{error.override}' ")
         )
+        return UsageError(
+            f"{error.override}: not an override ({reason}); write key=value, quoted for the shell"
+        )
+    if found := re.search(r"Cannot find primary config '([^']+)'", text):
+        return UsageError(f"--config-name {found[1]}: there is no such file; leave it out")
     if found := re.search(r"Interpolation key '([^']+)' not found full_key: (\S+)", text):
         return UsageError(f"{found[2]}=${{{found[1]}}}: there is no key {found[1]}")
     if found := re.search(r"Missing mandatory value: (\S+)", text):

@@ -47,6 +47,7 @@ class State:
     step: int = 0  # optimizer steps done
     loss: float = 0.0  # loss summed over the rows since the last log line
     rows: int = 0  # and their number
+    lr: float = 0.0  # of the last step
     epoch_loss: float = 0.0  # the same since the epoch began, up to the last log line
     epoch_rows: int = 0
     last: Metrics = field(default_factory=dict)  # of the last validation
@@ -145,7 +146,7 @@ def fit(
     def log_train() -> None:
         state.loss = loss_sum.item()
         mean = state.loss / state.rows
-        log(state.step, state.epoch + 1, {"loss/train": mean, "lr": opt.param_groups[0]["lr"]})
+        log(state.step, state.epoch + 1, {"loss/train": mean, "lr": state.lr})
         state.epoch_loss += state.loss
         state.epoch_rows += state.rows
         state.loss, state.rows = 0.0, 0
@@ -165,6 +166,7 @@ def fit(
             state.step += 1
             state.batch += len(group)
             state.rows += rows
+            state.lr = opt.param_groups[0]["lr"]
             progress.advance(state.epoch + 1, state.batch, rows, loss)
             if state.step % log_every == 0:
                 log_train()

@@ -37,12 +37,15 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
     composed: with Hydra's own node; config: without it, resolved and checked.
     """
     named = any(o.startswith("hydra.run.dir=") for o in composed.hydra.overrides.hydra)
-    directory = runs.claim(Path(composed.hydra.run.dir), exact=named)
+    wanted = Path(composed.hydra.run.dir)
+    missing = [folder for folder in wanted.parents if not folder.exists()]
+    directory = runs.claim(wanted, exact=named)
     try:
         load_data(config)
     except UsageError:
         with contextlib.suppress(OSError):
-            directory.rmdir()
+            for folder in (directory, *missing):
+                folder.rmdir()
         raise
     composed.hydra.run.dir = str(directory)
     composed.hydra.mode = RunMode.RUN

@@ -80,15 +80,16 @@ def draw_line(axes: Any, rows: Sequence["Row"], key: str, monitor: str) -> None:
     values = values_of(rows, key)
     scores = mean_scores(rows, [key])
     heights = [scores[(value,)] for value in values]
-    axes.plot(values, heights, marker="o")
+    axes.plot(range(len(values)), heights, marker="o")
+    axes.set_xticks(range(len(values)), values)
     known = [height for height in heights if math.isfinite(height)]
-    for value, height in zip(values, heights, strict=True):
+    for place, height in enumerate(heights):
         if math.isfinite(height):
             axes.annotate(
-                f"{height:.4f}", (value, height), xytext=(0, 6), textcoords="offset points"
+                f"{height:.4f}", (place, height), xytext=(0, 6), textcoords="offset points"
             )
         elif known:
-            axes.plot([value], [max(known)], marker="x", color="red")
+            axes.plot([place], [max(known)], marker="x", color="red")
     axes.set(xlabel=key, ylabel=f"best {monitor}", title=f"best {monitor}")
 
 

@@ -20,12 +20,12 @@ class Shown(Protocol):
 
 
 def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
-    """The numbers of one epoch in a line."""
-    numbers = "  ".join(
-        f"{tag} {value:,.0f} rows/s" if tag == "throughput" else f"{tag} {value:.4f}"
-        for tag, value in metrics.items()
+    """The numbers of one epoch in a line that fits a narrow terminal."""
+    return (
+        f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss/train {metrics['loss/train_epoch']:.4f}  "
+        f"loss/valid {metrics['loss/valid']:.4f}  accuracy {metrics['accuracy/valid']:.4f}  "
+        f"{metrics['throughput']:,.0f} rows/s"
     )
-    return f"epoch {epoch:{len(str(epochs))}}/{epochs}  {numbers}"
 
 
 class Lines:

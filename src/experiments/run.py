@@ -63,6 +63,16 @@ class Run:
         os.close(self._lock)
 
 
+def make(path: Path, key: str) -> None:
+    """Make a directory and those above it. Raises UsageError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{key}={path}: cannot be made ({error.strerror}); name one that can be written"
+        ) from None
+
+
 def claim(path: Path, *, exact: bool) -> Path:
     """Make a directory for a run that no other run has or gets; returns its path.
 

@@ -242,7 +242,7 @@ class Remembering:
 @contextlib.contextmanager
 def owned(directory: Path) -> Iterator[None]:
     """Own a sweep's directory for a while. Raises UsageError where another process does."""
-    directory.mkdir(parents=True, exist_ok=True)
+    runs.make(directory, "hydra.sweep.dir")
     lock = runs.lock_directory(directory)
     try:
         yield

@@ -1,0 +1,444 @@
+"""The real command, started as a person starts it."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import FinishedRun
+
+from experiments import config as schema
+from experiments.saved import read_metrics
+
+Completed = subprocess.CompletedProcess[str]
+Command = Callable[..., Completed]
+
+# The command as it is, and a word at its end if it has imported torch, which takes seconds.
+WATCHED = """
+import sys
+from experiments.__main__ import main
+try:
+    main()
+finally:
+    if "torch" in sys.modules:
+        print("torch was imported", file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def watched(tmp_path: Path) -> Command:
+    """The command in the test's own directory, which tells on stderr if it imported torch."""
+
+    def watched(*arguments: str, env: dict[str, str] | None = None) -> Completed:
+        return subprocess.run(
+            [sys.executable, "-c", WATCHED, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return watched
+
+
+def record(path: Path) -> dict[str, Any]:
+    found = json.loads((path / "run.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def numbers(path: Path) -> list[dict[str, float]]:
+    """What a run logged, but for how fast it was."""
+    return [line for line in read_metrics(path) if "throughput" not in line]
+
+
+def told(completed: Completed) -> str:
+    """The one line that a command which the person got wrong ends with."""
+    assert completed.returncode == 2, completed.stderr
+    assert completed.stdout == ""
+    lines = completed.stderr.splitlines()
+    assert len(lines) == 1, completed.stderr
+    prefix, _, line = lines[0].partition(": ")
+    assert prefix == "experiments"
+    assert re.match(r"[^\s:]", line), lines[0]
+    return line
+
+
+# A run
+
+
+def test_a_run_leaves_everything_in_one_directory_that_it_made(finished_run: FinishedRun) -> None:
+    files = {str(file.relative_to(finished_run.path)) for file in finished_run.path.rglob("*")}
+    hydras = {f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")}
+    assert files >= {"config.yaml", "run.json", "metrics.jsonl", *hydras}
+    assert [name for name in files if name.startswith("events.out.tfevents.")]
+    assert [name for name in files if re.fullmatch(r"checkpoints/.*-best-.*\.safetensors", name)]
+    assert [name for name in files if name.endswith((".tmp", ".log"))] == []
+    day, outputs = finished_run.path.parent, finished_run.path.parent.parent
+    assert outputs.name == "outputs"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", f"{day.name}/{finished_run.path.name}")
+    assert list(outputs.parent.iterdir()) == [outputs]
+
+
+def test_a_run_lowers_the_loss(finished_run: FinishedRun) -> None:
+    losses = [line["loss/valid"] for line in numbers(finished_run.path) if "loss/valid" in line]
+    assert len(losses) == 2
+    assert losses[1] < losses[0] < 2.31
+
+
+def test_a_run_ends_with_its_directory_and_the_command_that_shows_it(
+    finished_run: FinishedRun,
+) -> None:
+    path = "/".join(finished_run.path.parts[-3:])
+    *_, run, look = finished_run.completed.stdout.splitlines()
+    assert shlex.split(run) == ["run", path]
+    assert shlex.split(look) == ["look", "tensorboard", "--logdir", path]
+    assert finished_run.completed.stderr == ""
+
+
+def test_a_run_records_that_it_finished_and_what_it_reached(finished_run: FinishedRun) -> None:
+    found = record(finished_run.path)
+    lines = numbers(finished_run.path)
+    assert found["state"] == "finished"
+    best = min(
+        (line for line in lines if "loss/valid" in line), key=lambda line: line["loss/valid"]
+    )
+    assert found["metrics"]["best"]["loss/valid"] == best["loss/valid"]
+    assert found["metrics"]["test"]["loss/test"] == lines[-1]["loss/test"]
+
+
+def test_a_run_saves_the_config_that_it_was_given_resolved(
+    finished_run: FinishedRun, compose: Callable[[list[str]], dict[str, Any]]
+) -> None:
+    overrides = record(finished_run.path)["overrides"]
+    assert yaml.safe_load((finished_run.path / "config.yaml").read_text()) == compose(overrides)
+    assert yaml.safe_load((finished_run.path / ".hydra/overrides.yaml").read_text()) == overrides
+
+
+@pytest.mark.parametrize("place", ["named", "deep/er/named"])
+def test_hydra_run_dir_names_the_directory_and_a_second_run_in_it_is_refused(
+    place: str, finished_run: FinishedRun, cli: Command, tmp_path: Path
+) -> None:
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(finished_run.path, tmp_path / place)
+    line = told(cli(f"hydra.run.dir={place}"))
+    assert line.startswith(f"hydra.run.dir={place}: holds a run already")
+    assert f"resume={place}" in line
+    assert numbers(tmp_path / place) == numbers(finished_run.path)
+
+
+# Questions that run nothing
+
+
+def test_help_lists_every_group_and_option_and_imports_no_torch(watched: Command) -> None:
+    completed = watched("--help")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    for group, options in schema.groups([schema.CONF]).items():
+        [line] = re.findall(rf"^  {group} +(.*)$", completed.stdout, re.MULTILINE)
+        assert [option.rstrip("*") for option in line.split(", ")] == options
+
+
+def test_help_marks_the_default_options(
+    watched: Command, compose: Callable[[list[str]], dict[str, Any]]
+) -> None:
+    marked = re.findall(r"^  (\w+) .*?(\w+)\*", watched("-h").stdout, re.MULTILINE)
+    assert {group for group, _ in marked} == set(schema.GROUPS)
+    assert compose([f"{group}={option}" for group, option in marked]) == compose([])
+
+
+def test_every_command_in_the_help_composes(
+    watched: Command, compose: Callable[[list[str]], dict[str, Any]]
+) -> None:
+    text = watched("--help").stdout
+    commands = re.findall(r"^  python -m experiments (.*?)(?:  |$)", text, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        words = [word for word in shlex.split(command) if "=" in word]
+        compose([re.sub(r",.*", "", word) for word in words])
+
+
+def test_help_lists_the_options_of_a_config_dir_too(watched: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "special.yaml").touch()
+    completed = watched("--help", "--config-dir", "mine")
+    assert re.search(r"^  model .*\bspecial\b", completed.stdout, re.MULTILINE)
+
+
+def test_cfg_job_prints_the_config_as_yaml_runs_nothing_and_imports_no_torch(
+    watched: Command, tmp_path: Path, compose: Callable[[list[str]], dict[str, Any]]
+) -> None:
+    overrides = ["optimizer=adam", "seed=3", "model.hidden=[5]"]
+    completed = watched("--cfg", "job", "--resolve", *overrides)
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert yaml.safe_load(completed.stdout) == compose(overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shell_completion_prints_a_script(watched: Command) -> None:
+    completed = watched("-sc", "install=bash")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert "complete -o nospace" in completed.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("optimizer=", ["optimizer=adam", "optimizer=adamw", "optimizer=sgd"]),
+        ("model=mlp_", ["model=mlp_small", "model=mlp_wide"]),
+        ("optimizer.mom", ["optimizer.momentum="]),
+    ],
+)
+def test_shell_completion_completes(typed: str, expected: list[str], watched: Command) -> None:
+    line = f"experiments {typed}"
+    environment = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    completed = watched("-sc", "query=bash", env=environment)
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert completed.stdout.split() == expected
+
+
+# Slips: one line, exit code 2, at once, and nothing left behind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["optimizer.lrr=1"], ["optimizer.lrr", "did you mean optimizer.lr?"]),
+        (["lr=1"], ["lr", "did you mean optimizer.lr?"]),
+        (["modle=mlp"], ["modle", "did you mean model?"]),
+        (["model=mlpp"], ["model=mlpp", "did you mean model=mlp?"]),
+        (["experiment=tutorail"], ["experiment=tutorail", "experiment=tutorial"]),
+        (["optimizer.lr=fast"], ["optimizer.lr=fast", "expected a number above 0"]),
+        (["optimizer.lr=-1"], ["optimizer.lr=-1", "expected a number above 0"]),
+        (["optimizer.lr=1,2"], ["optimizer.lr=1,2", "--multirun"]),
+        (["optimizer.lr=[1"], ["optimizer.lr=[1", "write key=value, quoted for the shell"]),
+        (["optimizer.lr"], ["optimizer.lr", "write key=value"]),
+        (["optimizer.lr=${nope.x}"], ["optimizer.lr=${nope.x}", "there is no key nope.x"]),
+        (
+            ["data.path=nowhere"],
+            ["nowhere/train-images-idx3-ubyte.gz", "no such file", "data.path"],
+        ),
+        (["--frobnicate"], ["--frobnicate"]),
+        (["--cfg", "everything"], ["--cfg", "everything", "job"]),
+        (["--config-dir", "nowhere"], ["--config-dir nowhere", "no such directory"]),
+        (["--config-name", "nothing"], ["nothing"]),
+        (["--experimental-rerun", "x"], ["--experimental-rerun", "resume=RUN_DIR"]),
+        (["--trust", "os"], ["--trust os", "resume=RUN_DIR"]),
+        (["resume=nowhere"], ["nowhere", "no config.yaml in it"]),
+        (["resume=nowhere", "seed=1"], ["seed=1", "leave it out"]),
+        (["-m", "optimizer.lr=0.1,-1"], ["optimizer.lr=-1", "expected a number above 0"]),
+        (["-m", "optimizer.lr=-1,0.1"], ["optimizer.lr=-1", "expected a number above 0"]),
+        (["-m", "model=mlp,mlpp"], ["model=mlpp", "did you mean model=mlp?"]),
+        (["-m", "optimizer.lrr=1,2"], ["optimizer.lrr", "did you mean optimizer.lr?"]),
+        (["-m", "seed=0,1", "model.hiden=[3]"], ["model.hiden", "did you mean model.hidden?"]),
+        (["-m", "seed=0,1", "optimizer.lr=[1"], ["optimizer.lr=[1", "write key=value"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_slip_is_told_at_once_and_leaves_nothing(
+    arguments: list[str], parts: Sequence[str], watched: Command, tmp_path: Path
+) -> None:
+    line = told(watched(*arguments))
+    for part in parts:
+        assert part in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(schema.cuda_devices() > 0, reason="there is a CUDA device")
+def test_cuda_where_there_is_none_is_told_at_once(watched: Command, tmp_path: Path) -> None:
+    line = told(watched("trainer.device=cuda"))
+    assert line.startswith("trainer.device=cuda: ")
+    assert "use cpu or auto" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["hydra.run.dir=file/run"], ["-m", "hydra.sweep.dir=file/run"]]
+)
+def test_a_directory_that_cannot_be_made_is_told_with_its_key(
+    arguments: list[str], watched: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    line = told(watched(*arguments))
+    assert line.startswith(f"{arguments[-1]}: cannot be made")
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_the_command_is_as_quick_to_answer_through_python_m(cli: Command, tmp_path: Path) -> None:
+    """As above, but started as a person does."""
+    assert "did you mean optimizer.lr?" in told(cli("optimizer.lrr=1"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["model.in_features=3"], ["model", "(600, 784)", "change model.in_features"]),
+        (
+            ["loader.drop_last=true", "loader.batch_size=601"],
+            ["loader.batch_size=601", "leaves no batch of 600 rows", "make it smaller"],
+        ),
+        (["+model.depth=3"], ["model", "depth"]),
+        (["model._target_=experiments.models.mpl"], ["model._target_=experiments.models.mpl"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_parts_that_do_not_fit_together_are_told_in_one_line(
+    overrides: list[str],
+    parts: list[str],
+    cli: Command,
+    small_mnist_dir: Path,
+    tmp_path: Path,
+) -> None:
+    """What directory is left tells the same in its run.json."""
+    line = told(cli(f"data.path={small_mnist_dir}", *overrides))
+    for part in parts:
+        assert part in line
+    for file in tmp_path.rglob("run.json"):
+        assert (record(file.parent)["state"], record(file.parent)["error"]) == ("failed", line)
+
+
+def test_a_damaged_data_file_is_told_in_one_line_and_leaves_nothing(
+    cli: Command, small_mnist_dir: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged") / "data"
+    shutil.copytree(small_mnist_dir, folder)
+    file = folder / "t10k-images-idx3-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:-100])
+    line = told(cli(f"data.path={folder}"))
+    assert line.startswith(f"{file}: ")
+    assert "copy it again" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+# One's own parts
+
+OWN = """
+from torch import nn
+
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale, self.linear = scale, nn.Linear(784, 10)
+
+    def forward(self, x):
+        return self.scale * self.linear(x)
+
+class Broken(Scaled):
+    def forward(self, x):
+        return {}["a mistake of ours"]
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder of options of one's own; the module that they name is in the working directory."""
+    (tmp_path / "own_models.py").write_text(OWN)
+    folder = tmp_path / "own" / "model"
+    folder.mkdir(parents=True)
+    (folder / "scaled.yaml").write_text("_target_: own_models.Scaled\nscale: 2.0\n")
+    (folder / "broken.yaml").write_text("_target_: own_models.Broken\nscale: 2.0\n")
+    return folder.parent
+
+
+def test_config_dir_adds_a_model_of_ones_own(
+    own: Path, cli: Command, small_mnist_dir: Path, tmp_path: Path
+) -> None:
+    arguments = ["--config-dir", "own", "model=scaled", "model.scale=0.5", "trainer.epochs=1"]
+    completed = cli(*arguments, f"data.path={small_mnist_dir}", "hydra.run.dir=here")
+    assert completed.returncode == 0, completed.stderr
+    config = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
+    assert config["model"] == {"_target_": "own_models.Scaled", "scale": 0.5}
+    assert record(tmp_path / "here")["state"] == "finished"
+
+
+def test_a_slip_in_the_option_of_a_config_dir_gets_its_hint(own: Path, watched: Command) -> None:
+    line = told(watched("--config-dir", "own", "model=scald"))
+    assert line == "model=scald: no such option; did you mean model=scaled?"
+
+
+def test_a_mistake_in_the_code_keeps_its_traceback(
+    own: Path, cli: Command, small_mnist_dir: Path, tmp_path: Path
+) -> None:
+    """It is not dressed up as a mistake in the command, and the directory has it too."""
+    completed = cli(
+        "--config-dir", "own", "model=broken", f"data.path={small_mnist_dir}", "hydra.run.dir=here"
+    )
+    assert completed.returncode == 1
+    assert completed.stderr.count("Traceback (most recent call last)") >= 1
+    assert completed.stderr.splitlines()[-1] == "KeyError: 'a mistake of ours'"
+    found = record(tmp_path / "here")
+    assert found["state"] == "failed"
+    assert 'return {}["a mistake of ours"]' in found["error"]
+
+
+# Several at once
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) -> list[Path]:
+    """The directories of eight runs of one config that were started at the same moment."""
+    directory = tmp_path_factory.mktemp("together")
+    command = [sys.executable, "-m", "experiments", f"data.path={small_mnist_dir}"]
+    processes = [
+        subprocess.Popen(
+            [*command, "trainer.epochs=1"], cwd=directory, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for _ in range(8)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=80) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, outputs
+    return [directory / str(re.search(r"^run +(\S+)$", out, re.M)[1]) for out, _ in outputs]  # type: ignore[index]
+
+
+def test_runs_started_together_have_a_directory_each(together: list[Path]) -> None:
+    assert len(set(together)) == 8
+    assert {file.parent for file in together[0].parents[2].rglob("run.json")} == set(together)
+
+
+def test_runs_started_together_are_all_whole_and_of_the_same_bits(together: list[Path]) -> None:
+    assert {record(path)["state"] for path in together} == {"finished"}
+    assert len({record(path)["weights"]["final"] for path in together}) == 1
+    first, *rest = map(numbers, together)
+    assert len(first) == 3
+    assert all(other == first for other in rest)
+
+
+@pytest.fixture(scope="module")
+def sweep(
+    tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path, cli_in: Command
+) -> FinishedRun:
+    """Two jobs with Hydra's own launcher, the first of them with the config of `finished_run`."""
+    directory = tmp_path_factory.mktemp("sweep")
+    completed = cli_in(
+        directory, "--multirun", "hydra/launcher=basic", f"data.path={small_mnist_dir}",
+        "trainer.epochs=2", "trainer.log_every=4", "seed=0,1",
+    )  # fmt: skip
+    assert completed.returncode == 0, completed.stderr
+    return FinishedRun(completed, directory)
+
+
+def test_multirun_runs_every_value_in_a_directory_of_its_own(sweep: FinishedRun) -> None:
+    records = [record(file.parent) for file in sweep.path.rglob("run.json")]
+    assert sorted(found["seed"] for found in records) == [0, 1]
+    assert {found["state"] for found in records} == {"finished"}
+    assert len({found["weights"]["final"] for found in records}) == 2
+
+
+def test_a_run_in_a_sweep_has_the_bits_of_the_same_run_alone(
+    sweep: FinishedRun, finished_run: FinishedRun
+) -> None:
+    [path] = [
+        file.parent for file in sweep.path.rglob("run.json") if record(file.parent)["seed"] == 0
+    ]
+    assert numbers(path) == numbers(finished_run.path)
+    assert record(path)["weights"] == record(finished_run.path)["weights"]

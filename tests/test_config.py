@@ -1,0 +1,312 @@
+import itertools
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments import config as schema
+from experiments.config import (
+    CONF,
+    SCHEMA,
+    check_value,
+    choice,
+    explain,
+    leaves,
+    list_of,
+    nearest,
+    number,
+    or_null,
+)
+from experiments.errors import UsageError
+
+Compose = Callable[[list[str]], dict[str, Any]]
+
+OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
+EXPERIMENTS = sorted(CONF.glob("experiment/*.yaml"))
+
+
+def told(compose: Compose, overrides: list[str]) -> str:
+    """The line that a person reads for overrides that must not compose."""
+    try:
+        compose(overrides)
+    except UsageError as error:
+        return str(error)
+    except schema.CONFIG_ERRORS as error:
+        return str(explain(error, [CONF], overrides))
+    pytest.fail(f"{overrides} composed")
+
+
+# Rules
+
+
+@given(st.floats(), st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_number_accepts_exactly_the_finite_values_within_bounds(
+    value: float, low: float, width: float
+) -> None:
+    high = low + width
+    inside = math.isfinite(value) and low <= value <= high
+    assert number(low=low, high=high).accepts(value) == inside
+
+
+@given(st.floats(-1e6, 1e6))
+def test_above_and_below_exclude_the_bound_itself_and_low_and_high_include_it(bound: float) -> None:
+    assert not number(above=bound).accepts(bound)
+    assert not number(below=bound).accepts(bound)
+    assert number(low=bound).accepts(bound)
+    assert number(high=bound).accepts(bound)
+
+
+@given(st.integers())
+def test_whole_number_accepts_integers_but_no_float_of_the_same_value(value: int) -> None:
+    assert number(whole=True).accepts(value)
+    assert not number(whole=True).accepts(value / 1 if abs(value) < 2**53 else 1.0)
+
+
+def test_a_number_of_four_hundred_digits_is_refused_like_any_other_too_large_one() -> None:
+    with pytest.raises(UsageError, match="seed=1000"):
+        check_value("seed", 10**400)
+
+
+@pytest.mark.parametrize("value", [True, False, "1", None, [1], {}, math.nan, math.inf, -math.inf])
+def test_number_refuses_what_is_no_finite_number(value: object) -> None:
+    assert not number().accepts(value)
+
+
+def test_choice_accepts_its_words_alone() -> None:
+    rule = choice("red", "green")
+    assert rule.accepts("red")
+    assert not rule.accepts("blue")
+    assert not rule.accepts(["red"])
+    assert rule.words == "one of red, green"
+
+
+@given(st.lists(st.integers(-3, 3)))
+def test_list_of_accepts_a_list_when_its_rule_accepts_every_item(items: list[int]) -> None:
+    assert list_of(number(low=0)).accepts(items) == all(item >= 0 for item in items)
+    assert list_of(number(), length=2).accepts(items) == (len(items) == 2)
+
+
+def test_list_of_refuses_what_is_no_list() -> None:
+    assert not list_of(number()).accepts(3)
+    assert not list_of(choice("a", "b")).accepts("ab")
+
+
+def test_or_null_adds_null_and_nothing_else() -> None:
+    rule = or_null(number(above=0))
+    assert rule.accepts(None)
+    assert rule.accepts(1)
+    assert not rule.accepts(0)
+    assert not rule.accepts("null")
+
+
+@pytest.mark.parametrize("key", SCHEMA)
+def test_every_rule_refuses_a_value_of_the_wrong_type_naming_key_and_expectation(key: str) -> None:
+    with pytest.raises(UsageError) as error:
+        check_value(key, {})
+    assert str(error.value) == f"{key}={{}}: expected {SCHEMA[key].words}"
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"),
+    [
+        ("seed", 0, -1),
+        ("seed", 2**63 - 1, 2**63),
+        ("loader.batch_size", 1, 0),
+        ("loader.batch_size", 64, 64.5),
+        ("loader.shuffle", False, 0),
+        ("model.hidden", [], [0]),
+        ("model.hidden", [128, 256], 128),
+        ("model.dropout", 0, 1),
+        ("optimizer.lr", 1e-9, 0),
+        ("optimizer.momentum", 0.999, 1.0),
+        ("optimizer.betas", [0.9, 0.999], [0.9]),
+        ("optimizer.weight_decay", 0, -0.1),
+        ("loss.label_smoothing", 1, 1.1),
+        ("scheduler.pct_start", 0.0, -0.1),
+        ("trainer.epochs", 1, 0),
+        ("trainer.device", "cpu", "gpu"),
+        ("trainer.clip_norm", None, 0),
+        ("trainer.monitor", "accuracy/valid", "loss/train"),
+        ("checkpoint.every_steps", None, 0),
+        ("checkpoint.every_seconds", 0.5, 0),
+        ("data.path", None, ""),
+    ],
+)
+def test_the_schema_draws_the_line_between(key: str, good: object, bad: object) -> None:
+    check_value(key, good)
+    with pytest.raises(UsageError, match=f"^{re.escape(key)}="):
+        check_value(key, bad)
+
+
+def test_a_value_is_shown_as_it_is_written_on_the_command_line() -> None:
+    with pytest.raises(UsageError, match=re.escape("optimizer.betas=[true,null,0.5]: ")):
+        check_value("optimizer.betas", [True, None, 0.5])
+
+
+# Composing and validating
+
+
+def test_every_group_has_an_option_on_disk() -> None:
+    assert {group for group, _ in OPTIONS} >= {*schema.GROUPS, "experiment"}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_composes_and_validates(
+    group: str, option: str, compose: Compose
+) -> None:
+    compose([f"{group}={option}"])
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_key_that_an_option_brings_has_a_rule(
+    group: str, option: str, compose: Compose
+) -> None:
+    keys = [key for key, _ in leaves(compose([f"{group}={option}"]))]
+    assert [key for key in keys if "._" not in key and key not in SCHEMA] == []
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
+def test_every_experiment_opens_with_the_command_that_runs_it_and_differs_from_the_default(
+    file: Path, compose: Compose
+) -> None:
+    override = f"experiment={file.stem}"
+    opening = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    assert f"# python -m experiments {override}" in opening
+    assert compose([override]) != compose([])
+
+
+def test_every_option_offered_in_a_comment_of_the_config_is_accepted(compose: Compose) -> None:
+    """The words after `device:` are those of the schema."""
+    comment = (CONF / "trainer" / "default.yaml").read_text().partition("device:")[2]
+    for word in ("auto", "cpu", "cuda"):
+        assert word in comment.partition("\n")[0]
+        check_value("trainer.device", word)
+
+
+def test_an_experiment_changes_what_it_names_and_the_command_line_changes_it_again(
+    compose: Compose,
+) -> None:
+    default, tutorial = compose([]), compose(["experiment=tutorial"])
+    assert (tutorial["optimizer"]["lr"], tutorial["trainer"]["epochs"]) == (0.001, 25)
+    assert tutorial["model"] == default["model"]
+    assert compose(["experiment=tutorial", "optimizer.lr=0.5"])["optimizer"]["lr"] == 0.5
+
+
+def test_a_validated_config_is_plain_and_without_hydra(compose: Compose) -> None:
+    config = compose([])
+    assert set(config) == {"seed", "checkpoint", *schema.GROUPS}
+    values = [value for _, value in leaves(config)]
+    assert {type(value) for value in values} <= {bool, int, float, str, list, type(None)}
+
+
+def test_references_are_resolved(compose: Compose) -> None:
+    config = compose(["optimizer.lr=0.25", "scheduler=onecycle"])
+    assert config["scheduler"]["max_lr"] == 0.25
+
+
+def test_a_relative_data_path_is_made_absolute(compose: Compose) -> None:
+    assert compose(["data.path=here"])["data"]["path"] == str(Path.cwd() / "here")
+
+
+def test_a_target_may_take_keys_of_its_own(compose: Compose) -> None:
+    assert compose(["+model.bias=false"])["model"]["bias"] is False
+
+
+@pytest.mark.skipif(schema.cuda_devices() > 0, reason="there is a CUDA device")
+def test_cuda_where_there_is_none_names_the_remedy(compose: Compose) -> None:
+    line = told(compose, ["trainer.device=cuda"])
+    assert line.startswith("trainer.device=cuda: ")
+    assert line.endswith("use cpu or auto")
+
+
+# One line for each slip
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
+        ("loader.shufle=0", "loader.shufle: unknown key; did you mean loader.shuffle?"),
+        ("trainer.epoch=3", "trainer.epoch: unknown key; did you mean trainer.epochs?"),
+        ("+trainer.epoch=3", "trainer.epoch=3: unknown key; did you mean trainer.epochs?"),
+        ("lr=3", "lr: unknown key; did you mean optimizer.lr?"),
+        ("batch_size=3", "batch_size: unknown key; did you mean loader.batch_size?"),
+        ("sed=3", "sed: unknown key; did you mean seed?"),
+        ("modle=mlp", "modle: unknown key; did you mean model?"),
+        ("+optimiser=adam", "optimiser: unknown key; did you mean optimizer?"),
+        ("model=mlpp", "model=mlpp: no such option; did you mean model=mlp?"),
+        ("optimizer=Adamw", "optimizer=Adamw: no such option; did you mean optimizer=adamw?"),
+        ("scheduler=cosin", "scheduler=cosin: no such option; did you mean scheduler=cosine?"),
+        ("optimizer.lr=fast", "optimizer.lr=fast: expected a number above 0"),
+        ("optimizer.lr=null", "optimizer.lr=null: expected a number above 0"),
+        ("trainer.epochs=2.5", "trainer.epochs=2.5: expected a whole number at least 1"),
+        ("trainer.epochs=true", "trainer.epochs=true: expected a whole number at least 1"),
+        ("optimizer.momentum=1", "optimizer.momentum=1: expected a number at least 0 and below 1"),
+        ("model.hidden=6", "model.hidden=6: expected a list, [...], of a whole number at least 1"),
+        ("loader.shuffle=maybe", "loader.shuffle=maybe: expected true or false"),
+        ("optimizer.lr=${nope.x}", "optimizer.lr=${nope.x}: there is no key nope.x"),
+        ("seed=???", "seed=???: this key has no value yet; give it one"),
+        ("optimizer.lr=???", "optimizer.lr=???: this key has no value yet; give it one"),
+        ("optimizer.lr=1,2", "optimizer.lr=1,2: several values need --multirun; a list is [1,2]"),
+        ("~trainer.epochs", "trainer.epochs is missing: expected a whole number at least 1"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_told_in_one_line(override: str, line: str, compose: Compose) -> None:
+    assert told(compose, [override]) == line
+
+
+@pytest.mark.parametrize(
+    "override", ["optimizer.lr", "optimizer.lr=[1", "model.hidden=[1,2", "a=b=c:{"]
+)
+def test_a_syntax_error_is_told_with_the_override_and_how_to_write_it(
+    override: str, compose: Compose
+) -> None:
+    line = told(compose, ["seed=1", override])
+    assert line.startswith(f"{override}: not an override (")
+    assert line.endswith("write key=value, quoted for the shell")
+
+
+@pytest.mark.parametrize("override", ["=3", "~model", "model=null", "trainer=3"])
+def test_other_slips_are_told_in_one_line_that_names_them(override: str, compose: Compose) -> None:
+    line = told(compose, [override])
+    assert "\n" not in line
+    assert override.strip("~+").partition("=")[0] in line
+
+
+def test_a_key_that_resembles_nothing_is_told_without_a_false_hint(compose: Compose) -> None:
+    assert "did you mean" not in told(compose, ["xylophone=1"])
+
+
+@given(st.sampled_from(sorted(SCHEMA)), st.data())
+def test_a_key_with_one_letter_left_out_still_leads_to_that_key(
+    key: str, data: st.DataObject
+) -> None:
+    """At least 4 letters, since of fewer too little is left to tell one key from another."""
+    node, _, name = key.rpartition(".")
+    siblings = [known.rpartition(".")[2] for known in SCHEMA if known.rpartition(".")[0] == node]
+    if len(name) < 4:
+        return
+    place = data.draw(st.integers(0, len(name) - 1))
+    slip = name[:place] + name[place + 1 :]
+    if slip not in siblings:
+        assert nearest(slip, siblings) == f"; did you mean {name}?"
+
+
+def test_without_a_near_word_all_are_listed_where_they_are_few() -> None:
+    assert (
+        nearest("zzz", ["adam", "sgd"], "optimizer=") == "; there is optimizer=adam, optimizer=sgd"
+    )
+    assert nearest("zzz", [f"option{i}" for i in range(100)]) == ""
+
+
+def test_groups_lists_options_of_several_directories_together(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").touch()
+    options = schema.groups([CONF, tmp_path])
+    assert {"mine", "mlp"} <= set(options["model"])
+    assert options["optimizer"] == schema.groups([CONF])["optimizer"]

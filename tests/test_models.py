@@ -1,0 +1,123 @@
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from experiments.build import build
+from experiments.config import CONF
+from experiments.data import Data, Split
+from experiments.errors import UsageError
+from experiments.models import mlp
+from experiments.train import check_fit
+
+widths = st.lists(st.integers(1, 20), max_size=4)
+
+
+def linears(model: nn.Module) -> list[tuple[int, int]]:
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return [(layer.in_features, layer.out_features) for layer in layers]
+
+
+@given(
+    st.integers(1, 20), widths, st.integers(1, 10), st.integers(0, 5), st.sampled_from([0.0, 0.5])
+)
+def test_a_batch_of_rows_gives_a_batch_of_logits(
+    width_in: int, hidden: list[int], width_out: int, batch: int, dropout: float
+) -> None:
+    logits = mlp(width_in, hidden, width_out, dropout)(torch.zeros(batch, width_in))
+    assert logits.shape == (batch, width_out)
+    assert logits.dtype == torch.float32
+
+
+@given(st.integers(1, 20), widths, st.integers(1, 10))
+def test_hidden_lists_the_widths_between_input_and_output(
+    width_in: int, hidden: list[int], width_out: int
+) -> None:
+    model = mlp(width_in, hidden, width_out)
+    assert linears(model) == list(pairwise([width_in, *hidden, width_out]))
+    assert sum(isinstance(layer, nn.ReLU) for layer in model) == len(hidden)
+
+
+def test_the_default_model_has_136074_parameters(
+    compose: Callable[[list[str]], dict[str, Any]],
+) -> None:
+    """784-128-256-10 with biases."""
+    model = build(compose([]), "model")
+    assert linears(model) == [(784, 128), (128, 256), (256, 10)]
+    expected = 784 * 128 + 128 + 128 * 256 + 256 + 256 * 10 + 10
+    assert sum(p.numel() for p in model.parameters()) == expected == 136_074
+
+
+def test_relu_stands_between_the_layers_and_none_behind_the_last() -> None:
+    model = mlp(3, [4], 2)
+    x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    first, last = model[0], model[-1]
+    assert torch.equal(model(x), last(first(x).clamp(min=0)))
+    assert (model(x) < 0).any()
+
+
+def test_dropout_zeroes_its_share_after_each_hidden_layer_in_training_only() -> None:
+    model = mlp(10, [2000, 2000], 5, dropout=0.25)
+    layers = [layer for layer in model if isinstance(layer, nn.Dropout)]
+    assert [layer.p for layer in layers] == [0.25, 0.25]
+    torch.manual_seed(0)
+    x = torch.ones(3, 2000)
+    assert (layers[0](x) == 0).float().mean() == pytest.approx(0.25, abs=0.03)
+    model.eval()
+    assert torch.equal(layers[0](x), x)
+
+
+def test_without_dropout_there_is_no_such_layer() -> None:
+    assert not any(isinstance(layer, nn.Dropout) for layer in mlp(3, [4, 5], 2))
+
+
+@pytest.mark.parametrize("option", sorted(file.stem for file in CONF.glob("model/*.yaml")))
+def test_every_model_option_gives_ten_logits_for_an_image(
+    option: str, compose: Callable[[list[str]], dict[str, Any]], tiny: Data
+) -> None:
+    model = build(compose([f"model={option}"]), "model")
+    assert model(tiny.train.x[:3]).shape == (3, 10)
+
+
+def test_changed_keys_reach_the_model(compose: Callable[[list[str]], dict[str, Any]]) -> None:
+    config = compose(["model.hidden=[7]", "model.dropout=0.1", "model.out_features=3"])
+    model = build(config, "model")
+    assert linears(model) == [(784, 7), (7, 3)]
+    assert [layer.p for layer in model if isinstance(layer, nn.Dropout)] == [0.1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "remedy"),
+    [
+        (["model.in_features=3"], "change model.in_features, model.out_features or data"),
+        (["model.out_features=4"], "change model.in_features, model.out_features or data"),
+        (["model=linear", "model.out_features=1"], "change model.in_features, model.out_features"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_model_that_does_not_fit_the_data_is_told_before_it_is_trained(
+    overrides: list[str],
+    remedy: str,
+    compose: Callable[[list[str]], dict[str, Any]],
+    tiny: Data,
+) -> None:
+    config = compose(overrides)
+    with pytest.raises(UsageError) as error:
+        check_fit(config, build(config, "model"), nn.CrossEntropyLoss(), tiny.train)
+    assert str(error.value).startswith("model")
+    assert "x (320, 784), y (320,)" in str(error.value)
+    assert remedy in str(error.value)
+
+
+def test_classes_beyond_the_models_outputs_are_told_even_where_the_first_rows_have_none(
+    compose: Callable[[list[str]], dict[str, Any]], tiny: Data
+) -> None:
+    config = compose(["model.out_features=9"])
+    rows = Split(tiny.train.x, tiny.train.y.sort().values)
+    with pytest.raises(UsageError, match=r"^model.out_features=9: the data has 10 classes"):
+        check_fit(config, build(config, "model"), nn.CrossEntropyLoss(), rows)
