@@ -42,7 +42,7 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
     directory = runs.claim(wanted, exact=named)
     try:
         load_data(config)
-    except UsageError:
+    except BaseException:  # Ctrl-C, too, leaves nothing empty behind
         with contextlib.suppress(OSError):
             for folder in (directory, *missing):
                 folder.rmdir()
