@@ -181,6 +181,8 @@ def run_sweep(args: Namespace) -> None:
         directory = claim(directory, exact=False)
         sys.argv.append(f"hydra.sweep.dir={directory}")
     GlobalHydra.instance().clear()
+    gc.freeze()
+    gc.enable()  # every composed config is a heap of cycles
     stopped_by = 0
     with sweep.owned(directory):
         try:

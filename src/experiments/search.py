@@ -67,11 +67,9 @@ def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune:
         for _ in range(max(trials - ended, 0)):
             trial = study.ask(space)
             overrides = [*fixed, *(f"{key}={show(value)}" for key, value in trial.params.items())]
-            composed = sweep.context.config_loader.load_sweep_config(
-                master_config=sweep.config, sweep_overrides=overrides
-            )
+            composed = sweep.loader.take(sweep.config, overrides)
             job = place(directory, composed, trial.number)
-            if job.path in asked and job.composed is not None:
+            if job.path in asked and job.state == "waiting":
                 study.tell(trial, state=states.FAIL)  # the same values are being run
                 continue
             asked[job.path] = trial

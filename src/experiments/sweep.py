@@ -5,6 +5,7 @@ command on the same directory finds what is there: finished and diverged runs ar
 others go on from their checkpoints. Imports no torch.
 """
 
+import atexit
 import contextlib
 import hashlib
 import math
@@ -42,7 +43,7 @@ class Job:
 
     name: str
     path: Path
-    composed: DictConfig | None  # None once it need not run
+    composed: DictConfig
     state: str = "waiting"
     monitor: str = "loss/valid"
     done: float = 0.0  # fraction of its epochs
@@ -74,12 +75,17 @@ class Sweep:
     context: HydraContext
     workers: int | None
     pool: list[Worker] = field(default_factory=list)
+    again: list[Job] = field(default_factory=list)  # given to a worker that could not run them
+    stopping: bool = False
     hopeless: Callable[[Job, int, float], bool] = lambda job, epoch, value: False
 
     def __post_init__(self) -> None:
         self.directory = Path(self.config.hydra.sweep.dir)
         # Hydra's sweeper composes every job to check it, then the launcher does so again
-        self.context.config_loader = Remembering(self.context.config_loader)  # type: ignore[assignment]
+        self.loader = Remembering(self.context.config_loader)
+        self.context.config_loader = self.loader  # type: ignore[assignment]
+        # multiprocessing waits for the workers when the parent leaves, and they for their pipes
+        atexit.register(self.close)
         start_fork_server()
 
     def launch(self, batch: list[list[str]], first: int) -> list[JobReturn]:
@@ -91,14 +97,14 @@ class Sweep:
 
         def jobs(placed: list[Job]) -> Iterator[Job]:
             for number, overrides in enumerate(batch, first):
-                composed = self.context.config_loader.load_sweep_config(self.config, overrides)
+                composed = self.loader.take(self.config, overrides)
                 try:
                     job = place(self.directory, composed, number)
                 except UsageError as error:
                     name = run_name(" ".join(overrides))
-                    job = Job(name, self.directory / name, None, "failed", error=str(error))
+                    job = Job(name, self.directory / name, composed, "failed", error=str(error))
                 if any(job.path == other.path for other in placed):
-                    job.state, job.composed, job.reused = "twice", None, True
+                    job.state, job.reused = "twice", True
                 placed.append(job)
                 yield job
 
@@ -131,9 +137,15 @@ class Sweep:
             shown.ended(job)
             ended(job)
 
-        with Interrupt() as interrupt:
-            self.keep_busy(jobs(placed), shown, over, interrupt)
-        shown.close()
+        try:
+            with Interrupt() as interrupt:
+                self.keep_busy(jobs(placed), shown, over, interrupt)
+        except BaseException:
+            for worker in self.pool:
+                worker.process.terminate()
+            raise
+        finally:
+            shown.close()
         if interrupt.number is not None:
             self.close()
             raise Interrupted(interrupt.number)
@@ -150,39 +162,49 @@ class Sweep:
         count = self.workers or len(os.sched_getaffinity(0))
         next_job = next(waiting, None)
         while next_job is not None or any(worker.job for worker in self.pool):
-            if interrupt.number is not None and next_job is not None:
-                next_job = None
+            if interrupt.number is not None and not self.stopping:
+                self.stopping, waiting, next_job = True, iter(()), None
                 for worker in self.pool:
-                    os.kill(worker.process.pid, signal.SIGTERM)
-            idle = [worker for worker in self.pool if worker.job is None]
-            if next_job is not None and next_job.composed is None:
+                    worker.process.terminate()
+            if next_job is not None and next_job.state != "waiting":
                 over(next_job)
                 next_job = next(waiting, None)
                 continue
+            idle = [worker for worker in self.pool if worker.job is None]
             if next_job is not None and (idle or len(self.pool) < count):
-                worker = idle[0] if idle else self.add_worker(next_job, len(self.pool))
-                worker.job = next_job
-                next_job.state, next_job.started = "running", time.monotonic()
-                worker.pipe.send(next_job.composed)
-                next_job.composed = None
-                next_job = next(waiting, None)
+                self.give(next_job, idle[0] if idle else self.add_worker(next_job))
+                # the next one is composed and placed while this one runs
+                next_job = self.again.pop() if self.again else next(waiting, None)
                 continue
             busy = {worker.pipe: worker for worker in self.pool if worker.job is not None}
             for pipe in connection.wait(list(busy), timeout=0.2):
                 self.hear(busy[pipe], over)  # type: ignore[index]
+            next_job = next_job or (self.again.pop() if self.again else None)
             shown.refresh()
 
-    def add_worker(self, job: Job, number: int) -> Worker:
+    def add_worker(self, job: Job) -> Worker:
         """Start a worker; each gets one of the CUDA devices, in turn, where the run may use one."""
-        assert job.composed is not None
         devices = 0 if job.composed.trainer.device == "cpu" else schema.cuda_devices()
-        device = number % devices if devices > 1 else None
+        taken = [worker.device for worker in self.pool]
+        device = min(range(devices), key=taken.count) if devices > 1 else None
         ours, theirs = FORKING.Pipe()
-        process = FORKING.Process(target=worker_main, args=(theirs, device), daemon=True)
+        # no daemon: a run's DataLoader may have processes of its own
+        process = FORKING.Process(target=worker_main, args=(theirs, device))
         process.start()
         theirs.close()
         self.pool.append(Worker(process, ours, device))
         return self.pool[-1]
+
+    def give(self, job: Job, worker: Worker) -> None:
+        """Send a job to a worker; it comes up again where the worker has just died."""
+        try:
+            worker.pipe.send(job.composed)
+        except OSError:
+            self.pool.remove(worker)
+            self.again.append(job)
+            return
+        worker.job = job
+        job.state, job.started = "running", time.monotonic()
 
     def hear(self, worker: Worker, over: Callable[[Job], None]) -> None:
         """Take in one message of a worker, or that it has died."""
@@ -193,34 +215,44 @@ class Sweep:
         except (EOFError, OSError):
             worker.process.join()
             self.pool.remove(worker)
-            job.state, job.error = "failed", death(worker.process.exitcode)
-            runs.record_end(job.path, "failed", job.error)
-        else:
-            if message[0] == "at":
-                job.done, job.loss, job.accuracy = message[1:]
-                return
-            if message[0] == "epoch":
-                if not job.pruned and self.hopeless(job, message[1], message[2][job.monitor]):
-                    job.pruned = True
-                    os.kill(worker.process.pid, signal.SIGTERM)
-                return
-            _, job.state, job.value, job.error = message
-            if job.pruned and job.state == "interrupted":
-                job.state = "pruned"
-                runs.record_end(job.path, "pruned")
-        job.seconds = time.monotonic() - job.started
+            asked = worker.process.exitcode == -signal.SIGTERM and (self.stopping or job.pruned)
+            if asked:  # before the run could listen to signals
+                message = ("end", "interrupted", None, None)
+            else:
+                error = death(worker.process.exitcode)
+                runs.record_end(job.path, "failed", error)
+                message = ("end", "failed", None, error)
+        if message[0] == "at":
+            job.done, job.loss, job.accuracy = message[1:]
+            return
+        if message[0] == "epoch":
+            hopeless = job.done < 1 and self.hopeless(job, message[1], message[2][job.monitor])
+            if hopeless and not job.pruned:
+                job.pruned = True
+                worker.process.terminate()
+            return
         worker.job = None
+        _, job.state, job.value, job.error = message
+        job.seconds = time.monotonic() - job.started
+        if job.state == "interrupted" and job.pruned:
+            job.state = "pruned"
+            runs.record_end(job.path, "pruned")
+        elif job.state == "interrupted" and not self.stopping:
+            # by a signal that was meant for the run before it
+            job.state = "waiting"
+            self.again.append(job)
+            return
         over(job)
 
     def close(self) -> None:
-        """Let the workers go."""
+        """Let the workers go, each when its run is over."""
         for worker in self.pool:
             worker.pipe.close()
         self.pool.clear()
 
 
 class Remembering:
-    """Hydra's config loader, which composes each job of a sweep once."""
+    """Hydra's config loader, which keeps what it composed for a sweeper's check for a launcher."""
 
     def __init__(self, loader: ConfigLoader) -> None:
         self._loader = loader
@@ -229,11 +261,14 @@ class Remembering:
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
-        key = tuple(sweep_overrides)
-        if key in self._composed:
-            return self._composed.pop(key)
-        self._composed[key] = self._loader.load_sweep_config(master_config, sweep_overrides)
-        return self._composed[key]
+        composed = self._loader.load_sweep_config(master_config, sweep_overrides)
+        self._composed[tuple(sweep_overrides)] = composed
+        return composed
+
+    def take(self, master_config: DictConfig, overrides: list[str]) -> DictConfig:
+        """The composed config of a job; the one of the check where there was one."""
+        kept = self._composed.pop(tuple(overrides), None)
+        return kept or self._loader.load_sweep_config(master_config, overrides)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -307,7 +342,7 @@ def place(directory: Path, composed: DictConfig, number: int) -> Job:
     if (path / "run.json").exists():
         record = runs.read_record(path)
         if record["state"] in runs.OVER:
-            job.state, job.composed, job.reused = record["state"], None, True
+            job.state, job.reused = record["state"], True
             job.value = record.get("metrics", {}).get("best", {}).get(job.monitor)
     return job
 

@@ -68,8 +68,8 @@ def end_with_parent() -> None:
 def perform(composed: DictConfig, parent: Connection) -> tuple[str, float | None, str | None]:
     """One run in its directory, its output in `output.txt` there; never raises."""
     path = Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
-    path.mkdir(parents=True, exist_ok=True)
     try:
+        path.mkdir(parents=True, exist_ok=True)
         with (path / "output.txt").open("ab", buffering=0) as output:
             os.dup2(output.fileno(), sys.stdout.fileno())
             os.dup2(output.fileno(), sys.stderr.fileno())
