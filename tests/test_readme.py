@@ -1,0 +1,76 @@
+"""The README says what is so: its commands compose, its modules are there, its tree is the tree."""
+
+import importlib.util
+import re
+import shlex
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from experiments import __main__ as entrypoint
+from experiments.config import SCHEMA
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(
+    r"^    (?:\$ )?(python -m experiments.*)$", README.replace("\\\n", " "), re.MULTILINE
+)
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> Iterator[Namespace]:
+    """Flags of a command with the README's own model in `mine/`."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "convnet.yaml").write_text("_target_: mymodels.ConvNet\nchannels: 16\n")
+    GlobalHydra.instance().clear()
+    yield Namespace(config_dir=str(tmp_path), config_path=None, config_name=None)
+    GlobalHydra.instance().clear()
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 10
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_composes(command: str, args: Namespace) -> None:
+    module, *words = shlex.split(command)[2:]
+    assert importlib.util.find_spec(module) is not None
+    given = [word for word in words if re.match(r"[\w./+@]+=", word)]
+    known = [word for word in given if not word.startswith(("sweep=", "resume="))]
+    if module != "experiments" or "optimizer.lrr=0.1" in known:
+        return
+    first = []
+    for override in OverridesParser.create().parse_overrides(known):
+        if override.is_interval_sweep():
+            continue
+        if override.is_sweep_override():
+            first.append(f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}")
+        else:
+            first.append(str(override.input_line))
+    entrypoint.compose(args, first)
+
+
+def test_every_key_in_the_tables_is_in_the_schema() -> None:
+    keys = re.findall(r"`((?:seed|[a-z]+\.[a-z_]+))`", README.partition("## What a run leaves")[0])
+    assert len(keys) >= 10
+    for key in keys:
+        if not key.endswith(".py"):
+            assert key in SCHEMA, key
+
+
+def test_every_path_in_the_house_exists() -> None:
+    house = README.partition("## The house")[2].partition("Read `__main__`")[0]
+    names = re.findall(r"(?<![\w/])([\w]+(?:\.py|/)(?:\w+/)?)", house)
+    assert len(names) >= 20
+    for name in names:
+        places = [ROOT / name, ROOT / "src" / "experiments" / name, ROOT / "src" / name]
+        assert any(place.exists() for place in places), name
+
+
+def test_the_pictures_are_there() -> None:
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
