@@ -142,6 +142,8 @@ def serialize(content: dict[str, Any]) -> bytes:
             tied = storage in seen
             seen.add(storage)
             plain = value.detach().cpu().contiguous()
+            while path in tensors:  # names with dots, or 0 beside "0"
+                path += "'"
             tensors[path] = plain.clone() if tied else plain
             return {"tensor": path}
         if isinstance(value, dict):
@@ -179,5 +181,7 @@ def deserialize(data: bytes) -> dict[str, Any]:
             return items if kind == "list" else tuple(items)
 
         return {name: unpack(value) for name, value in tree.items()}
-    except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"not a checkpoint ({error})") from None
+    except safetensors.SafetensorError as error:
         raise ValueError(f"not a checkpoint ({error})") from None

@@ -91,7 +91,8 @@ def reproduce(
     except Diverged as error:
         print(f"diverged: {error}")
 
-    difference = first_difference(lines, read_metrics(path), epochs, rtol)
+    whole = record["state"] == "finished"
+    difference = first_difference(lines, read_metrics(path), epochs, rtol, whole=whole)
     weights = weights_difference(original, path, record, owned.record, epochs, rtol)
     same = difference is None and weights is None
     print(f"\noriginal      {runs.short(original)} ({record['state']})")
@@ -125,13 +126,17 @@ def first_difference(
     after: list[dict[str, float]],
     epochs: int | None,
     rtol: float,
+    *,
+    whole: bool,
 ) -> Difference | None:
-    """The first number of `before` that `after` does not have, or has otherwise.
+    """The first number that one has and the other has not, or has otherwise.
 
-    An original that was cut short is compared as far as it went.
+    An original that was cut short is compared as far as it went, a `whole` one to the end.
     """
+    before = [line for line in before if within(line, epochs)]
     after = [line for line in after if within(line, epochs)]
-    for number, line in enumerate(line for line in before if within(line, epochs)):
+    for number in range(len(after) if whole and len(after) > len(before) else len(before)):
+        line = before[number] if number < len(before) else {"step": after[number]["step"]}
         other = after[number] if number < len(after) else {}
         for tag, value in line.items():
             if tag not in other:
@@ -182,7 +187,9 @@ def weights_difference(
             continue
         if relative > worst:
             worst, name = relative, key
-    return f"the final weights: {name} by up to {worst:.3g} relative" if name else None
+    if name:
+        return f"the final weights: {name} by up to {worst:.3g} relative"
+    return None if rtol else "the final weights: run.json does not name those of its checkpoint"
 
 
 def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list[str]:

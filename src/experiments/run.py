@@ -176,14 +176,11 @@ def is_locked(path: Path) -> bool:
 def reopen(path: Path) -> Run:
     """Own the directory of a run that is not finished, to go on with it.
 
-    Raises UsageError when there is none, when it is finished, when another process owns it, or
-    when a file in it leads elsewhere: what goes on would write there.
+    Raises UsageError when there is none, another process owns it, or it has symbolic links.
     """
     lock = lock_directory(path, LOCK_SECONDS)
+    refuse_links(path)
     record = read_record(path)
-    link = next((file for file in path.rglob("*") if file.is_symlink()), None)
-    if link is not None:
-        raise UsageError(f"{link}: is a symbolic link, through which a run is not resumed; copy it")
     for left_by_a_kill in path.glob(".*.tmp"):
         left_by_a_kill.unlink()
     (path / "error.txt").unlink(missing_ok=True)
@@ -191,6 +188,15 @@ def reopen(path: Path) -> Run:
     run = Run(path, lock, record)
     run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
     return run
+
+
+def refuse_links(path: Path) -> None:
+    """Raise UsageError where a file in a run directory leads elsewhere: who goes on with the run
+    would write there.
+    """
+    link = next((file for file in path.rglob("*") if file.is_symlink()), None)
+    if link is not None:
+        raise UsageError(f"{link}: is a symbolic link, which may lead anywhere; copy what it means")
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -244,18 +250,25 @@ def git_state() -> tuple[str | None, bytes]:
     """The commit checked out in the working directory and the diff against it.
 
     Untracked files stand as `?? path` lines before the diff. (None, b"") where there is no git.
+    A repository may come from anywhere as well: no program that its config names is started.
     """
+    plain = ["-c", "core.fsmonitor=false"]
 
     def git(*arguments: str) -> bytes:
         return subprocess.run(
-            ["git", *arguments], check=True, capture_output=True, timeout=10
+            ["git", *plain, *arguments], check=True, capture_output=True, timeout=10
         ).stdout
 
     try:
         commit = git("rev-parse", "HEAD").decode().strip()
-        status = git("status", "--porcelain").splitlines(keepends=True)
+        for key in git("config", "--local", "--includes", "--name-only", "--list").decode().split():
+            if key.startswith("filter."):
+                plain += ["-c", f"{key}={'false' if key.endswith('.required') else ''}"]
+        tree = ["--ignore-submodules=all"]
+        status = git("status", "--porcelain", *tree).splitlines(keepends=True)
         untracked = b"".join(line for line in status if line.startswith(b"??"))
-        return commit, untracked + git("diff", "HEAD") if status else b""
+        diff = ["diff", "--no-ext-diff", "--no-textconv", *tree, "HEAD"]
+        return commit, untracked + git(*diff) if status else b""
     except (OSError, subprocess.SubprocessError):
         return None, b""
 

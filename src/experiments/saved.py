@@ -13,7 +13,7 @@ import yaml
 
 from experiments import config as schema
 from experiments.errors import UsageError
-from experiments.run import METRICS, read_record
+from experiments.run import METRICS, read_record, refuse_links
 from experiments.trust import check_names, check_objects
 
 if TYPE_CHECKING:
@@ -81,6 +81,9 @@ def read_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:
     Imports no torch; call `trust.check_objects` before anything is built. Raises UsageError.
     """
     file = path / "config.yaml"
+    if not file.exists():
+        raise UsageError(f"{path}: holds no run, there is no config.yaml in it")
+    refuse_links(path)
     try:
         text = file.read_bytes()[: LARGEST_CONFIG + 1].decode()
         if len(text) > LARGEST_CONFIG:
@@ -88,19 +91,33 @@ def read_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:
         # aliases of aliases grow without bound, and a resolved config has none
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
             raise ValueError("it has YAML aliases")
-        if "${" in text:
-            raise ValueError("it has references, ${...}, and should be resolved")
         config = yaml.safe_load(text)
         if not isinstance(config, dict):
             raise ValueError("it is no mapping")
-    except FileNotFoundError:
-        raise UsageError(f"{path}: holds no run, there is no config.yaml in it") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        check_plain(config)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{file}: cannot be read as a saved config ({reason})") from None
     config = schema.check(config)
     check_names(config, trust)
     return config
+
+
+def check_plain(node: object) -> None:
+    """Raise ValueError for what a resolved config does not hold: references, and what YAML's tags
+    make besides mappings, lists and scalars.
+    """
+    if isinstance(node, dict):
+        for key, value in node.items():
+            check_plain(key)
+            check_plain(value)
+    elif isinstance(node, list):
+        for value in node:
+            check_plain(value)
+    elif isinstance(node, str) and "${" in node:
+        raise ValueError(f"it has a reference, {node}, and should be resolved")
+    elif not isinstance(node, str | int | float | None):
+        raise ValueError(f"it holds a {type(node).__name__}")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

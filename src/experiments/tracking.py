@@ -44,7 +44,7 @@ class Tracker:
         positions = positions or {}
         next_file = next_events_file(directory)
         for file in (directory / METRICS, *directory.glob(EVENTS + "*")):
-            cut(file, positions.get(file.name))
+            cut(file, positions.get(file.name, 0))
         self._metrics: BinaryIO = (directory / METRICS).open("ab")
         self._events: BinaryIO = next_file.open("xb")
         self._records = RecordWriter(self._events)
@@ -143,9 +143,10 @@ def next_events_file(directory: Path) -> Path:
     return directory / f"{EVENTS}{number:04d}"
 
 
-def cut(file: Path, size: int | None) -> None:
-    """Shorten a file to a size it has had; remove it where it did not exist then."""
-    if size is None:
-        file.unlink(missing_ok=True)
-    else:
+def cut(file: Path, size: int) -> None:
+    """Shorten a file to a size it has had: 0 where it was not there yet.
+
+    It stays there all the same: a live TensorBoard whose file vanishes reads no later one.
+    """
+    if file.exists():
         os.truncate(file, size)

@@ -71,7 +71,7 @@ def targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
                 yield f"{path}.{key}", value
             else:
                 yield from targets(value, f"{path}.{key}")
-    elif isinstance(node, list):
+    elif isinstance(node, list | tuple):
         for i, value in enumerate(node):
             yield from targets(value, f"{path}.{i}")
 

@@ -1,0 +1,355 @@
+"""The run directory: who owns it, and what run.json says."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from saved_runs import SMALL, go_on, record, stop_after
+from test_durable import disk_full, failing, in_a_child
+
+from experiments import job
+from experiments import run as runs
+from experiments.checkpoint import Checkpoints
+from experiments.data import Data
+from experiments.errors import Diverged, UsageError
+from experiments.fingerprint import fingerprint
+
+Compose = Callable[[list[str]], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def config(compose: Compose) -> dict[str, Any]:
+    return compose([*SMALL, "seed=7"])
+
+
+@pytest.fixture(scope="module")
+def finished(config: dict[str, Any], tiny: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run."""
+    path = tmp_path_factory.mktemp("finished") / "run"
+    go_on(path, config, tiny)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait no two seconds for a lock that a test holds on purpose."""
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.0)
+    runs.git_state.cache_clear()
+
+
+def started(path: Path, config: dict[str, Any]) -> runs.Run:
+    path.mkdir()
+    return runs.start(path, config, ["seed=7"])
+
+
+# What run.json says.
+
+
+def test_it_says_what_ran_where(finished: Path, config: dict[str, Any]) -> None:
+    said = record(finished)
+    assert said["state"] == "finished"
+    assert said["seed"] == 7
+    assert said["python"] == platform.python_version()
+    assert said["platform"] == platform.platform()
+    assert said["packages"]["torch"] == torch.__version__
+    assert said["environment"]["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert said["environment"]["threads"] == config["trainer"]["threads"]
+    assert said["environment"]["device"] == "cpu"
+    assert said["environment"]["deterministic"] is True
+
+
+def test_it_says_when(finished: Path) -> None:
+    said = record(finished)
+    took = datetime.fromisoformat(said["ended"]) - datetime.fromisoformat(said["started"])
+    assert took.total_seconds() == pytest.approx(said["seconds"], abs=0.5)
+    assert said["seconds"] > 0
+    assert said["resumed_at"] == []
+
+
+def test_it_has_the_command_and_its_overrides(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/experiments", "seed=7"])
+    run = started(tmp_path / "run", config)
+    assert record(run.path)["command"] == ["experiments", "seed=7"]
+    assert record(run.path)["overrides"] == ["seed=7"]
+
+
+def test_it_has_the_fingerprint_of_every_split(finished: Path, tiny: Data) -> None:
+    expected = {name: fingerprint(vars(getattr(tiny, name))) for name in ("train", "valid", "test")}
+    assert record(finished)["data"] == expected
+    assert len(set(expected.values())) == 3
+
+
+def test_it_has_the_fingerprints_of_the_first_and_the_last_weights(
+    finished: Path, compose: Compose, tiny: Data, tmp_path: Path
+) -> None:
+    weights = record(finished)["weights"]
+    content = Checkpoints(finished / "checkpoints").load()
+    assert content is not None
+    assert weights["final"] == fingerprint(content["model"])
+    assert weights["initial"] != weights["final"]
+    # the first ones depend on the seed and the model, not on what comes after
+    go_on(tmp_path / "run", compose([*SMALL, "seed=7", "optimizer=adam"]), tiny, stop_after(1))
+    assert record(tmp_path / "run")["weights"]["initial"] == weights["initial"]
+    go_on(tmp_path / "other", compose([*SMALL, "seed=8"]), tiny, stop_after(1))
+    assert record(tmp_path / "other")["weights"]["initial"] != weights["initial"]
+
+
+def test_it_has_the_best_the_last_and_the_test_metrics(finished: Path) -> None:
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    validated = [line for line in lines if "loss/valid" in line]
+    best = min(validated, key=lambda line: float(line["loss/valid"]))
+    metrics = record(finished)["metrics"]
+    assert metrics["last"].items() <= validated[-1].items()
+    assert metrics["best"].items() <= best.items()
+    assert metrics["test"].items() <= lines[-1].items()
+    assert metrics["last"].keys() == {"loss/valid", "accuracy/valid", "epoch", "step"}
+
+
+def test_its_config_is_resolved_and_fingerprinted(finished: Path, config: dict[str, Any]) -> None:
+    text = (finished / "config.yaml").read_bytes()
+    assert yaml.safe_load(text) == config
+    assert record(finished)["config_sha256"] == sha256(text).hexdigest()
+
+
+def test_nothing_temporary_is_left(finished: Path) -> None:
+    assert not [file for file in finished.rglob("*") if file.name.startswith(".")]
+
+
+# Git.
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one commit, in which the test works."""
+    path = tmp_path / "repository"
+    path.mkdir()
+    monkeypatch.chdir(path)
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    (path / "file").write_text("one\n")
+    commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"]
+    for arguments in (["init", "-q"], ["add", "."], commit):
+        subprocess.run(["git", *arguments], check=True)
+    return path
+
+
+def test_a_clean_tree_is_its_commit(
+    repository: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    run = started(tmp_path / "run", config)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    assert record(run.path)["git"] == {"commit": head.stdout.strip(), "dirty": False, "diff": None}
+    assert not (run.path / "git.diff").exists()
+
+
+def test_a_dirty_tree_has_its_diff_beside(
+    repository: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    (repository / "file").write_text("two\n")
+    (repository / "new").write_text("x")
+    run = started(tmp_path / "run", config)
+    diff = (run.path / "git.diff").read_text()
+    assert "-one\n+two\n" in diff
+    assert "?? new\n" in diff
+    git = record(run.path)["git"]
+    assert git["dirty"] is True
+    assert git["diff"] == sha256(diff.encode()).hexdigest()
+
+
+def test_no_repository_is_no_commit(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    run = started(tmp_path / "run", config)
+    assert record(run.path)["git"] == {"commit": None, "dirty": False, "diff": None}
+
+
+# How it ended.
+
+
+def go(path: Path, config: dict[str, Any], data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job, "load_data", lambda config: data)
+    job.go(started(path, config), config)
+
+
+def test_a_run_is_running_while_it_runs(config: dict[str, Any], tmp_path: Path) -> None:
+    run = started(tmp_path / "run", config)
+    assert record(run.path)["state"] == "running"
+    assert record(run.path)["ended"] is None
+
+
+def test_an_interrupted_run_says_so(config: dict[str, Any], tiny: Data, tmp_path: Path) -> None:
+    go_on(tmp_path / "run", config, tiny, stop_after(6))
+    said = record(tmp_path / "run")
+    assert said["state"] == "interrupted"
+    assert said["metrics"]["last"]["step"] == 5
+    assert "final" not in said["weights"]
+
+
+def test_a_resumed_run_says_when(config: dict[str, Any], tiny: Data, tmp_path: Path) -> None:
+    for stopped in (stop_after(2), stop_after(1), lambda: None):
+        go_on(tmp_path / "run", config, tiny, stopped)
+    said = record(tmp_path / "run")
+    assert said["state"] == "finished"
+    times = [said["started"], *said["resumed_at"], said["ended"]]
+    assert len(times) == 4
+    assert times == sorted(times)
+
+
+def test_a_failed_run_has_the_traceback(
+    config: dict[str, Any], tiny: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("experiments.tracking.Tracker.log", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        go(tmp_path / "run", config, tiny, monkeypatch)
+    said = record(tmp_path / "run")
+    assert said["state"] == "failed"
+    assert said["error"].startswith("Traceback (most recent call last)")
+    assert "No space left on device" in said["error"]
+    assert (tmp_path / "run" / "error.txt").read_text() == said["error"]
+
+
+def test_a_diverged_run_says_at_which_step(
+    compose: Compose, tiny: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose([*SMALL, "optimizer.lr=1e30", "scheduler=constant"])
+    with pytest.raises(Diverged):
+        go(tmp_path / "run", config, tiny, monkeypatch)
+    said = record(tmp_path / "run")
+    assert said["state"] == "diverged"
+    assert "at step 3; try a smaller optimizer.lr" in said["error"]
+
+
+def test_a_failed_run_that_is_resumed_has_no_error_any_more(
+    config: dict[str, Any], tiny: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.checkpoint.Checkpoints.save", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            go(tmp_path / "run", config, tiny, patch)
+    go_on(tmp_path / "run", config, tiny)
+    said = record(tmp_path / "run")
+    assert said["state"] == "finished"
+    assert "error" not in said
+    assert not (tmp_path / "run" / "error.txt").exists()
+
+
+def test_a_record_is_the_old_or_the_new_one_when_the_disk_is_full(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
+    run = started(tmp_path / "run", config)
+    for number in range(6):
+        with failing(number, disk_full), pytest.raises(OSError, match="No space left"):
+            run.update(metrics={"number": number})
+        assert record(run.path).get("metrics") in (None, {"number": 4}, {"number": 5})
+    assert not list(run.path.glob(".*.tmp"))
+
+
+# Whose it is.
+
+
+def test_a_free_directory_is_found(tmp_path: Path) -> None:
+    names = [runs.claim(tmp_path / "a" / "run", exact=False).name for _ in range(3)]
+    assert names == ["run", "run-2", "run-3"]
+
+
+def test_of_many_processes_each_gets_a_directory_of_its_own(tmp_path: Path) -> None:
+    go, children = os.pipe(), []
+    for number in range(8):
+        child = os.fork()
+        if not child:
+            os.read(go[0], 1)
+            path = runs.claim(tmp_path / "run", exact=False)
+            (path / str(number)).touch()
+            os._exit(0)
+        children.append(child)
+    os.write(go[1], b"x" * 8)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+    assert sorted(len(list(path.iterdir())) for path in tmp_path.iterdir()) == [1] * 8
+
+
+def test_a_named_directory_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert runs.claim(tmp_path / "run", exact=True) == tmp_path / "run"
+    assert runs.claim(tmp_path / "new" / "run", exact=True).is_dir()
+
+
+def test_a_named_directory_with_a_run_is_refused(finished: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="holds a run already; name another or resume="):
+        runs.claim(finished, exact=True)
+    with pytest.raises(UsageError, match="holds a run already"):
+        runs.start(finished, config, [])
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for exact in (True, False):
+        with pytest.raises(UsageError, match="cannot be made"):
+            runs.claim(tmp_path / "file" / "run", exact=exact)
+
+
+def test_a_run_is_owned_until_it_ends(config: dict[str, Any], tmp_path: Path) -> None:
+    run = started(tmp_path / "run", config)
+    with pytest.raises(UsageError, match="another process is running it"):
+        runs.reopen(run.path)
+    run.end("interrupted")
+    runs.reopen(run.path).end("interrupted")
+
+
+def test_a_process_that_died_owns_nothing(config: dict[str, Any], tmp_path: Path) -> None:
+    assert in_a_child(lambda: started(tmp_path / "run", config)) == 0
+    assert record(tmp_path / "run")["state"] == "running"
+    runs.reopen(tmp_path / "run").end("interrupted")
+
+
+def test_what_a_killed_write_left_is_cleared_away(config: dict[str, Any], tmp_path: Path) -> None:
+    run = started(tmp_path / "run", config)
+    run.end("interrupted")
+    (run.path / ".run.json.123.tmp").write_bytes(b"{")
+    runs.reopen(run.path).end("interrupted")
+    assert not list(run.path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["link", "checkpoints/link", "metrics.jsonl"])
+def test_a_directory_with_a_symbolic_link_is_not_gone_on_with(
+    name: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    run = started(tmp_path / "run", config)
+    run.end("interrupted")
+    (run.path / "checkpoints").mkdir()
+    (run.path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="is a symbolic link"):
+        runs.reopen(run.path)
+    assert record(run.path)["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"schema": 2}', '{"schema": 1}'])
+def test_a_directory_that_holds_no_run_is_told(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UsageError, match=r"holds no run|cannot be read as a run"):
+        runs.reopen(tmp_path)
+
+
+def test_a_path_is_shown_as_one_would_type_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert runs.short(tmp_path / "a" / "b") == "a/b"
+    assert runs.short(tmp_path.parent) == str(tmp_path.parent)

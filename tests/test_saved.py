@@ -1,0 +1,147 @@
+"""A run directory read back."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from saved_runs import SMALL, go_on, record, stop_after
+
+import experiments
+from experiments import load_run
+from experiments.checkpoint import Checkpoints
+from experiments.data import Data
+from experiments.errors import UsageError
+from experiments.saved import read_metrics, table
+
+Compose = Callable[[list[str]], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def config(compose: Compose) -> dict[str, Any]:
+    # its best epoch is the second of three
+    overrides = ["scheduler=constant", "optimizer.lr=0.5", "optimizer.momentum=0"]
+    return compose([*SMALL, *overrides, "trainer.epochs=3", "model.dropout=0.1"])
+
+
+@pytest.fixture(scope="module")
+def run(config: dict[str, Any], tiny: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "run"
+    go_on(path, config, tiny)
+    return path
+
+
+def test_the_config_and_the_record_come_back(run: Path, config: dict[str, Any]) -> None:
+    saved = load_run(run)
+    assert saved.config == config
+    assert saved.record == record(run)
+    assert saved.path == run
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_the_model_predicts_as_it_did_when_it_was_validated(
+    which: Any, run: Path, tiny: Data
+) -> None:
+    saved = load_run(str(run), which)
+    expected = record(run)["metrics"][which]
+    assert saved.step == expected["step"]
+    logits = saved.model(tiny.valid.x)
+    accuracy = (logits.argmax(1) == tiny.valid.y).float().mean()
+    loss = torch.nn.functional.cross_entropy(logits, tiny.valid.y)
+    assert float(accuracy) == pytest.approx(expected["accuracy/valid"])
+    assert float(loss.detach()) == pytest.approx(expected["loss/valid"], rel=1e-5)
+
+
+def test_the_best_is_not_the_last_here(run: Path) -> None:
+    assert load_run(run).step < load_run(run, "last").step
+
+
+def test_the_model_is_in_evaluation_mode(run: Path, tiny: Data) -> None:
+    model = load_run(run).model
+    assert not model.training
+    assert torch.equal(model(tiny.test.x), model(tiny.test.x))
+
+
+def test_the_metrics_are_a_row_for_each_step(run: Path) -> None:
+    metrics = load_run(run).metrics
+    steps = [row["step"] for row in metrics]
+    assert steps == sorted(set(steps)) == [3, 5, 6, 9, 10, 12, 15]
+    last = metrics[-1]
+    assert last["loss/valid"] == record(run)["metrics"]["last"]["loss/valid"]
+    assert last["loss/test"] == record(run)["metrics"]["test"]["loss/test"]
+    assert {"loss/train", "lr", "throughput", "epoch"} <= last.keys()
+    assert metrics[0].keys() == {"step", "epoch", "loss/train", "lr"}
+
+
+def test_a_copy_elsewhere_reads_the_same(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Data
+) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    before, after = load_run(run), load_run("copy")
+    assert before.metrics == after.metrics
+    assert torch.equal(before.model(tiny.test.x), after.model(tiny.test.x))
+
+
+def test_a_run_that_is_not_finished_can_be_read(
+    config: dict[str, Any], tiny: Data, tmp_path: Path
+) -> None:
+    go_on(tmp_path / "run", config, tiny, stop_after(2))
+    saved = load_run(tmp_path / "run")
+    assert (saved.step, saved.record["state"]) == (2, "interrupted")
+
+
+def test_a_run_without_a_checkpoint_is_told(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+    with pytest.raises(UsageError, match="has no checkpoint yet; resume="):
+        load_run(tmp_path / "run")
+
+
+def test_a_damaged_best_is_not_silently_the_last(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    for entry in Checkpoints(tmp_path / "run" / "checkpoints").entries():
+        if entry.best:
+            entry.file.write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(UsageError, match="every checkpoint is damaged"),
+    ):
+        load_run(tmp_path / "run")
+
+
+def test_a_directory_without_a_run_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UsageError, match=r"holds no run, there is no config\.yaml in it"):
+            load_run(path)
+
+
+def test_a_line_that_a_kill_tore_is_passed_over(tmp_path: Path) -> None:
+    whole = json.dumps({"step": 1, "loss/train": 0.1 + 0.2})
+    (tmp_path / "metrics.jsonl").write_text(f'{whole}\n{{"step": 2, "lo')
+    assert read_metrics(tmp_path) == [{"step": 1, "loss/train": 0.1 + 0.2}]
+    assert read_metrics(tmp_path / "nowhere") == []
+
+
+def test_numbers_that_are_none_come_back(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "a": math.nan, "b": -math.inf}))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("\n")
+    [line] = read_metrics(tmp_path)
+    assert math.isnan(line["a"])
+    assert line["b"] == -math.inf
+
+
+def test_the_lines_of_a_step_become_one_row() -> None:
+    lines = [{"step": 1.0, "a": 1.0}, {"step": 2.0, "a": 2.0}, {"step": 2.0, "b": 3.0}]
+    assert table(lines) == [{"step": 1.0, "a": 1.0}, {"step": 2.0, "a": 2.0, "b": 3.0}]
+
+
+def test_the_package_offers_what_it_says() -> None:
+    assert experiments.__all__ == ["SavedRun", "load_run"]
+    assert all(hasattr(experiments, name) for name in experiments.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'lode_run'"):
+        _ = experiments.lode_run
