@@ -128,6 +128,9 @@ class Sweep:
 
         Raises Interrupted after a signal, when every running job has written a checkpoint.
         """
+        # for the picture at the end, now that the fork server is busy and this process is not
+        from experiments import picture  # noqa: F401
+
         self.directory.mkdir(parents=True, exist_ok=True)
         placed: list[Job] = []
         shown = view(self.directory, total, placed)

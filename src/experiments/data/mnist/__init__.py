@@ -75,4 +75,4 @@ def split(folder: Path, images: Idx, labels: Idx) -> Split:
         rows, height * width
     )
     classes = torch.frombuffer(bytearray(labels.values), dtype=torch.uint8)
-    return Split(pixels.float().div_(255), classes.long())
+    return Split(pixels.div(255), classes.long())
