@@ -20,7 +20,7 @@ from experiments.config import CONF
 from experiments.data import Data, Split
 from experiments.errors import Diverged, Interrupted
 from experiments.fit import Batch, Loader, Metrics, State, accumulate, evaluate, fit, loss_batch
-from experiments.loader import TensorLoader, epoch_rows
+from experiments.loader import BatchRows, TensorLoader
 from experiments.models import mlp
 from experiments.schedulers import constant
 from experiments.train import clip_gradients
@@ -201,7 +201,7 @@ def tutorial_fit(
     losses = []
     for epoch in range(epochs):
         model.train()
-        rows = epoch_rows(320, 60, shuffle=shuffle, drop_last=False, seed=7, epoch=epoch)
+        rows = BatchRows(320, 60, shuffle=shuffle, seed=7).of(epoch)
         for index in rows:
             loss = cross_entropy(model(tiny.train.x[index]), tiny.train.y[index])
             loss.backward()

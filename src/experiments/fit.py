@@ -139,7 +139,6 @@ def fit(
 
     Raises Interrupted after a signal, Diverged when a logged loss is not finite.
     """
-    lowest = monitor.startswith("loss")
     device = next(iter(model.parameters())).device
     loss_sum = torch.tensor(state.loss, dtype=torch.float64, device=device)
 
@@ -191,16 +190,17 @@ def fit(
         log(state.step, state.epoch, {"throughput": throughput})  # alone: no two runs share it
         state.last |= {"epoch": state.epoch, "step": state.step}
         check_finite("loss/valid", valid_loss, state.step)
-        better = not state.best or (
-            state.last[monitor] < state.best[monitor]
-            if lowest
-            else state.last[monitor] > state.best[monitor]
-        )
+        better = not state.best or improves(monitor, state.last[monitor], state.best[monitor])
         if better:
             state.best = state.last
         save(state, better)
         progress.epoch_end(state.epoch, {**metrics, "throughput": throughput})
     return state.best
+
+
+def improves(monitor: str, value: float, best: float) -> bool:
+    """Whether a number is better than the best so far; an equal one is not."""
+    return value < best if monitor.startswith("loss") else value > best
 
 
 def check_finite(tag: str, value: float, step: int) -> None:
