@@ -152,9 +152,8 @@ def value(row: Row, key: str) -> str:
     return row.overrides.get(key, "default")
 
 
-def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Head and body of the table, in full precision."""
-    keys = swept_keys(rows)
+def cells(rows: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Head and body of the table, in full precision, with a column for each of the keys."""
     head = ["rank", *(keys or ["run"]), "state"]
     head += [f"{which} {metric}" for which in ("best", "last") for metric in METRICS]
     body = []
@@ -172,14 +171,14 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def table(rows: Sequence[Row]) -> str:
     """The ranked table as text, numbers shortened; failures are red in a terminal."""
-    head, body = cells(rows)
+    head, body = cells(rows[:SHOWN], swept_keys(rows))
     first, last = head.index("best loss/valid"), head.index("epochs")
     short = [
         [
             f"{float(cell):.4f}" if cell and first <= i < last else brief(cell)
             for i, cell in enumerate(line)
         ]
-        for line in body[:SHOWN]
+        for line in body
     ]
     titles = [cell.replace("accuracy/valid", "accuracy").replace("/valid", "") for cell in head]
     widths = [max(len(line[i]) for line in [titles, *short]) for i in range(len(head))]
@@ -231,16 +230,21 @@ def as_json(row: Row) -> dict[str, Any]:
 
 def save(rows: Sequence[Row], into: Path) -> list[Path]:
     """Write results.csv and results.png; returns their paths."""
-    head, body = cells(rows)
+    keys = swept_keys(rows)
+    head, body = cells(rows, keys)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([[*head, "directory"]] + [
         [*line, str(row.path)] for line, row in zip(body, rows, strict=True)
     ])  # fmt: skip
-    write(into / "results.csv", text.getvalue().encode())
-    from experiments.picture import results_picture
+    numbers, picture = into / "results.csv", into / "results.png"
+    content = text.getvalue().encode()
+    # to draw takes longer than all the rest, so it is done once for the same numbers
+    if not (picture.exists() and numbers.exists() and numbers.read_bytes() == content):
+        from experiments.picture import results_picture
 
-    write(into / "results.png", results_picture(rows, swept_keys(rows)))
-    return [into / "results.csv", into / "results.png"]
+        write(picture, results_picture(rows, keys))
+        write(numbers, content)
+    return [numbers, picture]
 
 
 if __name__ == "__main__":

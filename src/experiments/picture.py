@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CURVES = 24  # runs whose curves are drawn, the best first: more cannot be told apart
 LINES = 300  # runs in parallel coordinates
+TICKS = 16  # values of a key that are written out
 
 
 def results_picture(rows: Sequence["Row"], keys: Sequence[str]) -> bytes:
@@ -65,6 +66,13 @@ def values_of(rows: Sequence["Row"], key: str) -> list[str]:
     return sorted(found, key=order)
 
 
+def ticks(values: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Places on an axis and the values there: all, or evenly chosen ones of many."""
+    step = -(-len(values) // TICKS)
+    places = list(range(0, len(values), step))
+    return places, [values[place] for place in places]
+
+
 def mean_scores(rows: Sequence["Row"], keys: Sequence[str]) -> dict[tuple[str, ...], float]:
     """The mean score of the runs that share their values of `keys`."""
     from experiments.compare import value
@@ -81,14 +89,14 @@ def draw_line(axes: Any, rows: Sequence["Row"], key: str, monitor: str) -> None:
     scores = mean_scores(rows, [key])
     heights = [scores[(value,)] for value in values]
     axes.plot(range(len(values)), heights, marker="o")
-    axes.set_xticks(range(len(values)), values)
+    axes.set_xticks(*ticks(values))
     known = [height for height in heights if math.isfinite(height)]
     for place, height in enumerate(heights):
-        if math.isfinite(height):
+        if math.isfinite(height) and len(values) <= TICKS:
             axes.annotate(
                 f"{height:.4f}", (place, height), xytext=(0, 6), textcoords="offset points"
             )
-        elif known:
+        elif known and not math.isfinite(height):
             axes.plot([place], [max(known)], marker="x", color="red")
     axes.set(xlabel=key, ylabel=f"best {monitor}", title=f"best {monitor}")
 
@@ -106,14 +114,14 @@ def draw_heatmap(
     )
     known = [height for line in grid for height in line if math.isfinite(height)]
     middle = (min(known) + max(known)) / 2 if known else 0.0
-    for i, line in enumerate(grid):
+    for i, line in enumerate(grid if max(len(xs), len(ys)) <= TICKS else []):
         for j, height in enumerate(line):
             dark = (height < middle) == monitor.startswith("loss")
             text = f"{height:.4f}" if math.isfinite(height) else "none"
             axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
     axes.set(xlabel=across, ylabel=down, title=f"best {monitor}")
-    axes.set_xticks(range(len(xs)), xs)
-    axes.set_yticks(range(len(ys)), ys)
+    axes.set_xticks(*ticks(xs))
+    axes.set_yticks(*ticks(ys))
     figure.colorbar(image, ax=axes)
 
 
@@ -123,20 +131,20 @@ def draw_parallel(
     """A line for each run through its values of all keys, coloured by its rank."""
     from experiments.compare import value
 
-    places = {key: values_of(rows, key) for key in keys}
+    values = {key: values_of(rows, key) for key in keys}
+    heights = {
+        key: {text: place / max(len(texts) - 1, 1) for place, text in enumerate(texts)}
+        for key, texts in values.items()
+    }
     shown = [row for row in rows if math.isfinite(score(row))][:LINES]
     colours = colormaps["viridis"]
     for rank, row in reversed(list(enumerate(shown))):
-        heights = [
-            places[key].index(value(row, key)) / max(len(places[key]) - 1, 1) for key in keys
-        ]
-        axes.plot(range(len(keys)), heights, color=colours(rank / max(len(shown) - 1, 1)), lw=1.2)
+        line = [heights[key][value(row, key)] for key in keys]
+        axes.plot(range(len(keys)), line, color=colours(rank / max(len(shown) - 1, 1)), lw=1.2)
     for i, key in enumerate(keys):
-        for j, text in enumerate(places[key]):
-            height = j / max(len(places[key]) - 1, 1)
-            axes.annotate(
-                text, (i, height), fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1}
-            )
+        for text in ticks(values[key])[1]:
+            place = (i, heights[key][text])
+            axes.annotate(text, place, fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1})
     axes.set_xticks(range(len(keys)), keys, rotation=15)
     axes.set_yticks([])
     axes.set_title(f"by best {monitor}: the darker, the better")
