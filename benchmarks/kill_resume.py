@@ -128,13 +128,14 @@ def kill_variant(
             counts["restarts"] += fresh and run.exists()
             arguments = [*command, f"hydra.run.dir={run}"] if fresh else [f"resume={run}"]
             aimed = counts["kills"] % 2 == 1
+            torn_before = set(torn_files(run))
             phase = start_and_kill(arguments, chance, aimed, seconds, saves, save_seconds)
             if phase is None:  # it came to its end before
                 break
             killed += 1
             counts[PHASES[phase]] += 1
             counts["kills"] += 1
-            counts["torn"] += any((run / "checkpoints").glob(".step-*.tmp"))
+            counts["torn"] += not torn_before.issuperset(torn_files(run))
         fresh = not (run / "run.json").exists()
         arguments = [*command, f"hydra.run.dir={run}"] if fresh else [f"resume={run}"]
         code, output = run_to_end(arguments)
@@ -144,6 +145,11 @@ def kill_variant(
         else:
             shutil.rmtree(run)
     return counts, problems
+
+
+def torn_files(run: Path) -> Iterator[Path]:
+    """What kills in the middle of a checkpoint's file left; it stays until the next save."""
+    return (run / "checkpoints").glob(".step-*.tmp")
 
 
 def time_run(arguments: list[str]) -> tuple[float, int, float]:

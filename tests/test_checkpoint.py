@@ -137,6 +137,11 @@ def test_string_and_integer_keys_do_not_meet() -> None:
     assert same(before, deserialize(serialize(before)))
 
 
+def test_a_tensor_may_have_any_name() -> None:
+    before = {"__metadata__": torch.ones(2), "": torch.zeros(1), "a'": torch.ones(1)}
+    assert same(before, deserialize(serialize(before)))
+
+
 def test_what_cannot_be_kept_is_refused_by_its_path() -> None:
     with pytest.raises(TypeError, match=r"model\.1\.x: a complex cannot be checkpointed"):
         serialize({"model": [0, {"x": 1j}]})

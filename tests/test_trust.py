@@ -309,16 +309,42 @@ def test_the_pickles_of_hydras_callbacks_are_not_read(command: str, run: Path) -
     assert not (run / "executed").exists()
 
 
-@pytest.mark.parametrize("command", ["reproduce", "resume"])
-def test_a_repository_in_the_directory_is_not_asked_to_run_anything(
-    command: str, run: Path
-) -> None:
-    subprocess.run(["git", "init", "--quiet", "."], check=True)
-    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q",
-                    "--allow-empty", "-m", "a"], check=True)  # fmt: skip
-    subprocess.run(["git", "config", "core.fsmonitor", "touch executed; false"], check=True)
+# Each a shell script that makes the repository run `touch executed` where git lets it.
+REPOSITORIES = {
+    "a monitor": "git config core.fsmonitor 'touch executed; false'",
+    "an external diff": "git config diff.external 'touch executed; false'",
+    "a filter": """
+        echo 'file filter=evil' > .gitattributes
+        git config filter.evil.clean 'touch executed; cat'
+    """,
+    "a hook": """
+        printf '#!/bin/sh\ntouch executed\n' > .git/hooks/post-index-change
+        chmod +x .git/hooks/post-index-change
+    """,
+    "a fetch of what is missing": """
+        blob=$(git rev-parse HEAD:file)
+        rm -f ".git/objects/$(echo "$blob" | cut -c1-2)/$(echo "$blob" | cut -c3-)"
+        git config core.repositoryformatversion 1
+        git config extensions.partialClone origin
+        git config remote.origin.promisor true
+        git config remote.origin.url ssh://nowhere/x
+        git config core.sshCommand 'touch executed; false'
+    """,
+}
+
+
+@pytest.mark.parametrize("name", REPOSITORIES)
+def test_a_repository_in_the_directory_is_not_asked_to_run_anything(name: str, run: Path) -> None:
+    for script in (
+        "git init --quiet . && mkdir -p .git/hooks && echo one > file && git add file",
+        "git -c user.name=a -c user.email=a@b commit --quiet -m first",
+        REPOSITORIES[name],
+        "echo two > file",
+    ):
+        subprocess.run(["sh", "-c", script], check=True)
     runs.git_state.cache_clear()
-    COMMANDS[command](run)
+    COMMANDS["reproduce"](run)
+    runs.git_state.cache_clear()
     assert not (run / "executed").exists()
 
 

@@ -142,7 +142,8 @@ def serialize(content: dict[str, Any]) -> bytes:
             tied = storage in seen
             seen.add(storage)
             plain = value.detach().cpu().contiguous()
-            while path in tensors:  # names with dots, or 0 beside "0"
+            # names with dots, 0 beside "0", and the one that safetensors keeps for itself
+            while path in tensors or path == "__metadata__":
                 path += "'"
             tensors[path] = plain.clone() if tied else plain
             return {"tensor": path}

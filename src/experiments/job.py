@@ -120,8 +120,9 @@ def resume(path: Path, trust: Sequence[str]) -> None:
     if runs.read_record(path)["state"] == "finished":
         print(f"{runs.short(path)}: finished already")
         return
+    check_objects(config, trust)
     owned = runs.reopen(path)
-    go(owned, config, trust=trust)
+    go(owned, config)
     print(report(owned))
 
 
@@ -129,14 +130,11 @@ def go(
     owned: runs.Run,
     config: dict[str, Any],
     *,
-    trust: Sequence[str] | None = None,
     epochs: int | None = None,
     show: Callable[[int, int], Shown] | None = None,
 ) -> float:
     """Fit in an owned run directory, fresh or from its checkpoint, and record how that ended.
 
-    trust: for a config that was read from a run directory, the modules that it may name besides
-        ours and torch's; None for a config that the person composed.
     epochs: end after so many of the config's.
     show: makes what is told of the run while it goes on; None is what suits standard output.
     """
@@ -145,8 +143,6 @@ def go(
     gc.enable()
     try:
         with Interrupt() as interrupt:
-            if trust is not None:
-                check_objects(config, trust)
             data = load_data(config)
             # only here, so that whatever was wrong before it has been told at once
             from experiments.train import train

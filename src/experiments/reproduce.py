@@ -15,6 +15,7 @@ from experiments import job
 from experiments import run as runs
 from experiments.errors import Diverged, UsageError
 from experiments.saved import read_config, read_metrics
+from experiments.trust import check_objects
 
 # Differs between any two runs, since it is a measurement of the machine.
 UNCOMPARED = "throughput"
@@ -83,11 +84,12 @@ def reproduce(
     if epochs is not None and epochs > config["trainer"]["epochs"]:
         raise UsageError(f"--epochs {epochs}: the run has {config['trainer']['epochs']}")
 
+    check_objects(config, trust)
     stamp = datetime.now().strftime("%Y-%m-%d/%H-%M-%S-reproduction")
     path = runs.claim(into or Path("outputs") / stamp, exact=into is not None)
     owned = runs.start(path, config, record["overrides"])
     try:
-        job.go(owned, config, trust=trust, epochs=epochs)
+        job.go(owned, config, epochs=epochs)
     except Diverged as error:
         print(f"diverged: {error}")
 

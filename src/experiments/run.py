@@ -31,9 +31,21 @@ from experiments.errors import UsageError
 
 METRICS = "metrics.jsonl"
 LOCK_SECONDS = 2.0  # a process that was killed a moment ago may still hold the lock
-# What run.json has from the first moment on.
-RECORDED = {"state", "seconds", "resumed_at", "overrides", "seed", "config", "python", "platform"}
-RECORDED |= {"config_sha256", "packages", "git"}
+# What run.json has from the first moment on, and what comes to it.
+RECORDED = {
+    "state": str,
+    "seconds": float,
+    "resumed_at": list,
+    "overrides": list,
+    "seed": int,
+    "config": dict,
+    "config_sha256": str,
+    "python": str,
+    "platform": str,
+    "packages": dict,
+    "git": dict,
+}
+ADDED = dict.fromkeys(("environment", "data", "weights", "metrics"), dict)
 State = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
 OVER = ("finished", "diverged", "pruned")  # a sweep that goes on leaves these alone
 PACKAGES = ("torch", "numpy", "safetensors", "hydra-core", "omegaconf", "tensorboard")
@@ -205,11 +217,14 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads((path / "run.json").read_bytes())
         if not isinstance(record, dict) or record.get("schema") != 1:
             raise ValueError("its schema is not 1")
-        if missing := sorted(RECORDED - record.keys()):
+        if missing := sorted(RECORDED.keys() - record.keys()):
             raise ValueError(f"{', '.join(missing)} missing")
+        for key, kind in (RECORDED | ADDED).items():
+            if key in record and not isinstance(record[key], kind):
+                raise ValueError(f"{key} is no {kind.__name__}")
     except FileNotFoundError:
         raise UsageError(f"{path}: holds no run, there is no run.json in it") from None
-    except (OSError, ValueError) as error:
+    except (OSError, RecursionError, ValueError) as error:
         raise UsageError(f"{path / 'run.json'}: cannot be read as a run ({error})") from None
     return record
 
@@ -252,11 +267,12 @@ def git_state() -> tuple[str | None, bytes]:
     Untracked files stand as `?? path` lines before the diff. (None, b"") where there is no git.
     A repository may come from anywhere as well: no program that its config names is started.
     """
-    plain = ["-c", "core.fsmonitor=false"]
+    plain = ["-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
+    alone = {**os.environ, "GIT_ALLOW_PROTOCOL": "none", "GIT_OPTIONAL_LOCKS": "0"}
 
     def git(*arguments: str) -> bytes:
         return subprocess.run(
-            ["git", *plain, *arguments], check=True, capture_output=True, timeout=10
+            ["git", *plain, *arguments], check=True, capture_output=True, timeout=10, env=alone
         ).stdout
 
     try:

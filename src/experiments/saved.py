@@ -4,7 +4,7 @@ Nothing in the directory is executed, so it may come from anywhere (see trust.py
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 LARGEST_CONFIG = 1_000_000  # bytes
+DEEPEST_CONFIG = 30  # mappings and lists
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,7 @@ def read_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:
         text = file.read_bytes()[: LARGEST_CONFIG + 1].decode()
         if len(text) > LARGEST_CONFIG:
             raise ValueError(f"more than {LARGEST_CONFIG} bytes")
-        # aliases of aliases grow without bound, and a resolved config has none
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has YAML aliases")
+        check_events(yaml.parse(text, yaml.SafeLoader))
         config = yaml.safe_load(text)
         if not isinstance(config, dict):
             raise ValueError("it is no mapping")
@@ -101,6 +100,20 @@ def read_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:
     config = schema.check(config)
     check_names(config, trust)
     return config
+
+
+def check_events(events: Iterable[yaml.Event]) -> None:
+    """Raise ValueError, before anything is made of a YAML text, for what takes for ever to read:
+    aliases of aliases, and nesting without end. A resolved config has neither.
+    """
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError("it has YAML aliases")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST_CONFIG:
+            raise ValueError(f"it is nested more than {DEEPEST_CONFIG} deep")
 
 
 def check_plain(node: object) -> None:

@@ -53,9 +53,8 @@ def check_objects(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
             home = str(getattr(found, "__module__", ""))
             if target.startswith("torch."):
                 parts = (Module, Optimizer, LRScheduler)
-                fits = (
-                    inspect.isclass(found) and issubclass(found, parts) and _inside(home, "torch")
-                )
+                at_home = _inside(home, "torch.nn") or _inside(home, "torch.optim")
+                fits = at_home and inspect.isclass(found) and issubclass(found, parts)
             else:
                 written_here = home == target.rpartition(".")[0]
                 fits = written_here and (inspect.isfunction(found) or inspect.isclass(found))
