@@ -69,8 +69,9 @@ def main() -> None:
             raise UsageError(f"{args.directories[0]}: there is no run in it")
         if args.export:
             write(args.export, json.dumps([as_json(row) for row in rows], indent=2).encode())
-        pair = len(args.directories) == len(rows) == 2
-        print(side_by_side(rows[0], rows[1]) if pair else table(rows))
+        runs_given = [read(path) for path in args.directories if (path / "run.json").exists()]
+        pair = len(args.directories) == len(rows) == len(runs_given) == 2
+        print(side_by_side(*runs_given) if pair else table(rows))
         into = args.into or (args.directories[0] if len(args.directories) == 1 else None)
         if into is not None and not (into / "run.json").exists():
             print("\n".join(map(runs.short, save(rows, into))))
@@ -224,8 +225,12 @@ def side_by_side(one: Row, other: Row) -> str:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """A row for other programs."""
-    return {**vars(row), "path": str(row.path)}
+    """A row for other programs; what is no number is null, since JSON has no other word."""
+    finite = {
+        which: {key: number if math.isfinite(number) else None for key, number in metrics.items()}
+        for which, metrics in (("best", row.best), ("last", row.last))
+    }
+    return {**vars(row), "path": str(row.path), **finite}
 
 
 def save(rows: Sequence[Row], into: Path) -> list[Path]:

@@ -4,6 +4,7 @@ Nothing here imports torch, so that a slip on the command line is told at once.
 """
 
 import difflib
+import hashlib
 import importlib.util
 import math
 import re
@@ -75,6 +76,8 @@ def or_null(rule: Rule) -> Rule:
     """What a rule accepts, or null."""
     return Rule(f"{rule.words}, or null", lambda value: value is None or rule.accepts(value))
 
+
+LONGEST_NAME = 200  # bytes; file systems allow 255, and suffixes come to it
 
 COUNT = number(low=1, whole=True)
 FRACTION = number(low=0, high=1)
@@ -206,6 +209,23 @@ def overridden(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str,
         value = values.get(key, option)
         found[key] = value if isinstance(value, bool | int | float) else show(value)
     return found or {"seed": values["seed"]}
+
+
+def run_name(overrides: str) -> str:
+    """A run directory's name out of overrides, `loader.batch_size=32,optimizer.lr=0.1`: one level,
+    without what a shell or a file system stumbles over, and never the same for two.
+    """
+    if not overrides:
+        return "defaults"
+    name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides)
+    if name == overrides and len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
+    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
+
+
+# for the launchers that ask Hydra for the name: hydra.sweep.subdir in conf/config.yaml
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def nearest(word: str, words: Iterable[str], prefix: str = "") -> str:

@@ -184,12 +184,12 @@ def fit(
         valid_loss, accuracy = evaluate(model, loss_func, valid_loader)
         train_loss = state.epoch_loss / state.epoch_rows
         state.epoch, state.batch, state.epoch_loss, state.epoch_rows = state.epoch + 1, 0, 0.0, 0
-        state.last = {"loss/valid": valid_loss, "accuracy/valid": accuracy}
-        metrics = {"loss/train_epoch": train_loss, **state.last}
+        valid = {"loss/valid": valid_loss, "accuracy/valid": accuracy}
+        metrics = {"loss/train_epoch": train_loss, **valid}
         log(state.step, state.epoch, metrics)
         log(state.step, state.epoch, {"throughput": throughput})  # alone: no two runs share it
-        state.last |= {"epoch": state.epoch, "step": state.step}
         check_finite("loss/valid", valid_loss, state.step)
+        state.last = {**valid, "epoch": state.epoch, "step": state.step}
         better = not state.best or improves(monitor, state.last[monitor], state.best[monitor])
         if better:
             state.best = state.last

@@ -1,7 +1,6 @@
 """The picture of a comparison: the swept keys against the monitored number, and the loss curves."""
 
 import io
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from experiments.run import METRICS
+from experiments.saved import read_metrics
 
 if TYPE_CHECKING:
     from experiments.compare import Row
@@ -156,14 +155,11 @@ def draw_curves(axes: Any, rows: Sequence["Row"], keys: Sequence[str]) -> None:
 
     drawn = [row for row in rows if score(row) == score(row)][:CURVES]
     for rank, row in enumerate(drawn):
-        points = [
-            (line["step"], line["loss/valid"])
-            for line in map(json.loads, (row.path / METRICS).read_text().splitlines())
-            if "loss/valid" in line
-        ]
+        lines = [line for line in read_metrics(row.path) if "loss/valid" in line]
+        steps, losses = [line["step"] for line in lines], [line["loss/valid"] for line in lines]
         name = ", ".join(f"{key.rpartition('.')[2]}={value(row, key)}" for key in keys)
         label = (name or row.path.name) if rank < 10 else None
-        axes.plot(*zip(*points, strict=True), label=label, marker=".", lw=1)
+        axes.plot(steps, losses, label=label, marker=".", lw=1)
     axes.set(xlabel="step", ylabel="loss/valid", yscale="log", title=f"the best {len(drawn)} runs")
     if drawn:
         axes.legend(fontsize=7)

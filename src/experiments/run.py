@@ -124,6 +124,7 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
         raise UsageError(
             f"hydra.run.dir={path}: holds a run already; name another or resume={path}"
         )
+    clean_up(path)
     commit, diff = git_state()
     text = config_text(config)
     record = {
@@ -160,20 +161,19 @@ def config_text(config: dict[str, Any]) -> bytes:
     return yaml.safe_dump(config, sort_keys=False).encode()
 
 
-def record_end(path: Path, state: State, error: str | None = None) -> None:
+def record_end(path: Path, state: State, error: str | None = None) -> dict[str, Any]:
     """Write into a run directory how its run ended, where its own process could not or did not
-    know; nothing where another process runs it.
+    know, and return its record. One that had come to its end keeps it.
+
+    Raises UsageError where another process runs it or run.json cannot be read.
     """
-    try:
-        lock = lock_directory(path)
-    except UsageError:
-        return
-    try:
-        run = Run(path, lock, read_record(path))
-    except UsageError:  # it died before there was a record
+    lock = lock_directory(path, LOCK_SECONDS)
+    run = Run(path, lock, read_record(path))
+    if run.record["state"] in ("finished", "diverged"):
         os.close(lock)
-        return
-    run.end(state, error)
+    else:
+        run.end(state, error)
+    return run.record
 
 
 def is_locked(path: Path) -> bool:
@@ -193,13 +193,18 @@ def reopen(path: Path) -> Run:
     lock = lock_directory(path, LOCK_SECONDS)
     refuse_links(path)
     record = read_record(path)
-    for left_by_a_kill in path.glob(".*.tmp"):
-        left_by_a_kill.unlink()
+    clean_up(path)
     (path / "error.txt").unlink(missing_ok=True)
     record.pop("error", None)
     run = Run(path, lock, record)
     run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
     return run
+
+
+def clean_up(path: Path) -> None:
+    """Remove the temporary files that a killed process left in a directory; call with its lock."""
+    for left in path.glob(".*.tmp"):
+        left.unlink()
 
 
 def refuse_links(path: Path) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY = "study.journal"
+DUPLICATES = 20  # so many in a row mean that there is nothing new left to ask for
 
 
 def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune: bool) -> None:
@@ -62,17 +63,22 @@ def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune:
         study.enqueue_trial(trial.params)
     ended = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
     asked: dict[Path, optuna.trial.Trial] = {}
+    told: set[Path] = set()
 
     def jobs(placed: list[Job]) -> Iterator[Job]:
-        for _ in range(max(trials - ended, 0)):
+        left, in_a_row = max(trials - ended, 0), 0
+        while left > 0 and in_a_row < DUPLICATES:
             trial = study.ask(space)
             overrides = [*fixed, *(f"{key}={show(value)}" for key, value in trial.params.items())]
-            composed = sweep.loader.take(sweep.config, overrides)
-            job = place(directory, composed, trial.number)
-            if job.path in asked and job.state == "waiting":
-                study.tell(trial, state=states.FAIL)  # the same values are being run
+            job = place(directory, sweep.loader.take(sweep.config, overrides), trial.number)
+            if job.path in asked and job.path not in told:
+                # the same values are being run at this moment
+                study.tell(trial, state=states.FAIL)
+                in_a_row += 1
                 continue
+            left, in_a_row = left - 1, 0
             asked[job.path] = trial
+            told.discard(job.path)
             placed.append(job)
             yield job
 
@@ -82,6 +88,7 @@ def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune:
 
     def tell(job: Job) -> None:
         trial = asked[job.path]
+        told.add(job.path)
         if job.state == "finished":
             study.tell(trial, job.value)
         elif job.state in ("pruned", "diverged"):
@@ -116,7 +123,8 @@ def distribution(override: Override) -> Any:
     if override.is_range_sweep():
         ends = (swept.start, swept.stop, swept.step)
         if all(isinstance(end, int) for end in ends):
-            return IntDistribution(swept.start, swept.stop - 1, step=swept.step, log=log)
+            last = swept.start + (swept.stop - 1 - swept.start) // swept.step * swept.step
+            return IntDistribution(swept.start, last, step=swept.step, log=log)
     choices: list[Any] = [
         OverridesParser.create().parse_override(f"x={text}").value()
         for text in override.sweep_string_iterator()

@@ -7,11 +7,9 @@ others go on from their checkpoints. Imports no torch.
 
 import atexit
 import contextlib
-import hashlib
 import math
 import multiprocessing
 import os
-import re
 import shlex
 import signal
 import time
@@ -33,8 +31,10 @@ from experiments.errors import Interrupted, UsageError
 from experiments.interrupt import Interrupt
 from experiments.sweep_view import View, view
 
+# The runs of this process's sweeps that failed; a directory that cannot be read does not tell.
+failures: list[str] = []
+
 FORKING = multiprocessing.get_context("forkserver")
-LONGEST_NAME = 200  # bytes; file systems allow 255, and suffixes come to it
 
 
 @dataclass
@@ -101,7 +101,7 @@ class Sweep:
                 try:
                     job = place(self.directory, composed, number)
                 except UsageError as error:
-                    name = run_name(" ".join(overrides))
+                    name = schema.run_name(" ".join(overrides))
                     job = Job(name, self.directory / name, composed, "failed", error=str(error))
                 if any(job.path == other.path for other in placed):
                     job.state, job.reused = "twice", True
@@ -137,6 +137,8 @@ class Sweep:
         self.hopeless = hopeless
 
         def over(job: Job) -> None:
+            if job.state == "failed":
+                failures.append(job.name)
             shown.ended(job)
             ended(job)
 
@@ -222,9 +224,7 @@ class Sweep:
             if asked:  # before the run could listen to signals
                 message = ("end", "interrupted", None, None)
             else:
-                error = death(worker.process.exitcode)
-                runs.record_end(job.path, "failed", error)
-                message = ("end", "failed", None, error)
+                message = ("end", *self.after_death(job, death(worker.process.exitcode)))
         if message[0] == "at":
             job.done, job.loss, job.accuracy = message[1:]
             return
@@ -246,6 +246,22 @@ class Sweep:
             self.again.append(job)
             return
         over(job)
+
+    def after_death(self, job: Job, error: str) -> tuple[str, float | None, str | None]:
+        """Record a run whose worker died; returns its state, value and error. What had come to its
+        end by then keeps it, and what had no record yet gets one.
+        """
+        try:
+            if not (job.path / "run.json").exists():
+                job.path.mkdir(exist_ok=True)
+                overrides = [str(override) for override in job.composed.hydra.overrides.task]
+                runs.start(job.path, schema.validate(job.composed), overrides).end("failed", error)
+            record = runs.record_end(job.path, "failed", error)
+        except UsageError:  # it cannot be read, or a child of the dead worker lives on
+            return "failed", None, error
+        if record["state"] == "finished":
+            return "finished", record["metrics"]["best"][job.monitor], None
+        return record["state"], None, record.get("error")
 
     def close(self) -> None:
         """Let the workers go, each when its run is over."""
@@ -282,6 +298,7 @@ def owned(directory: Path) -> Iterator[None]:
     """Own a sweep's directory for a while. Raises UsageError where another process does."""
     runs.make(directory, "hydra.sweep.dir")
     lock = runs.lock_directory(directory)
+    runs.clean_up(directory)
     try:
         yield
     finally:
@@ -296,7 +313,7 @@ def conclude(directory: Path) -> bool:
 
     rows = collect([directory])
     if not rows:
-        return False
+        return bool(failures)
     print(f"\n{table(rows)}\n")
     files = [runs.short(file) for file in save(rows, directory)]
     print(f"results  {'  '.join(files)}")
@@ -304,7 +321,7 @@ def conclude(directory: Path) -> bool:
     failed = [row for row in rows if row.state == "failed"]
     if failed:
         print(f"failed   {len(failed)}: error.txt in each; the same command tries them again")
-    return bool(failed)
+    return bool(failed or failures)
 
 
 def start_fork_server() -> None:
@@ -330,7 +347,7 @@ def place(directory: Path, composed: DictConfig, number: int) -> Job:
     """
     config = schema.validate(composed)
     text = runs.config_text(config)
-    name = run_name(composed.hydra.job.override_dirname) or "defaults"
+    name = schema.run_name(composed.hydra.job.override_dirname)
     suffix = 1
     while True:
         path = directory / (name if suffix == 1 else f"{name}-{suffix}")
@@ -348,17 +365,6 @@ def place(directory: Path, composed: DictConfig, number: int) -> Job:
             job.state, job.reused = record["state"], True
             job.value = record.get("metrics", {}).get("best", {}).get(job.monitor)
     return job
-
-
-def run_name(overrides: str) -> str:
-    """A directory's name out of overrides, `loader.batch_size=32,optimizer.lr=0.1`: one level,
-    without what a shell or a file system stumbles over, and never the same for two.
-    """
-    name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides)
-    if name == overrides and len(name.encode()) <= LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
-    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
 
 
 def death(exit_code: int | None) -> str:

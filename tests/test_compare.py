@@ -1,0 +1,348 @@
+"""Many run directories as one table, one CSV file and one picture."""
+
+import csv
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import FinishedRun
+from saved_runs import call, change_record, record
+
+from experiments.compare import main
+
+Completed = subprocess.CompletedProcess[str]
+Compare = Callable[..., Completed]
+Change = dict[str, Any]
+
+
+@pytest.fixture
+def compare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Compare]:
+    """`python -m experiments.compare` in the test's own directory, without a process of its own."""
+    monkeypatch.chdir(tmp_path)
+    pipe = signal.getsignal(signal.SIGPIPE)
+
+    def compare(*arguments: object) -> Completed:
+        code = call(main, *arguments)
+        return Completed("compare", code, *capsys.readouterr())
+
+    yield compare
+    signal.signal(signal.SIGPIPE, pipe)
+
+
+def make_run(finished: Path, path: Path, overrides: Change, **changes: Any) -> Path:
+    """A copy of a finished run, small, with other overrides and other fields of its record."""
+    path.mkdir(parents=True)
+    for name in ("run.json", "metrics.jsonl", "config.yaml"):
+        shutil.copy(finished / name, path)
+    config = record(path)["config"]
+    for key, value in overrides.items():
+        group, _, name = key.partition(".")
+        if name:
+            config[group] = config[group] | {name: value}
+        elif key in ("seed",):
+            config[key] = value
+    told = [f"{key}={value}" for key, value in overrides.items()]
+    change_record(path, config=config, overrides=told, **changes)
+    return path
+
+
+def reached(loss: float, accuracy: float = 0.5) -> Change:
+    """The metrics of a record."""
+    last = {"loss/valid": loss, "accuracy/valid": accuracy, "epoch": 2, "step": 20}
+    return {"best": last, "last": last}
+
+
+def grid(finished: Path, sweep: Path, keys: Iterable[str]) -> list[Path]:
+    """Three values of each key, every combination, the loss growing with the values."""
+    points: list[dict[str, Any]] = [{}]
+    for key in keys:
+        values = [1, 2, 10] if key != "optimizer.lr" else [0.1, 0.01, 1.0]
+        points = [point | {key: value} for point in points for value in values]
+    return [
+        make_run(finished, sweep / str(number), point, metrics=reached(sum(point.values())))
+        for number, point in enumerate(points)
+    ]
+
+
+def results(directory: Path) -> list[dict[str, str]]:
+    with (directory / "results.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def size_of_png(file: Path) -> tuple[int, int]:
+    """Width and height of a PNG that is whole."""
+    content = file.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert content.endswith(b"IEND\xaeB`\x82")
+    width, height = struct.unpack(">II", content[16:24])
+    return int(width), int(height)
+
+
+def test_it_ranks_the_runs_by_their_best_number_whatever_their_names(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    losses = [0.5, 0.25, 0.75, 0.125]
+    for number, loss in enumerate(losses):
+        path = tmp_path / "sweep" / str(number)
+        make_run(finished_run.path, path, {"seed": number}, metrics=reached(loss))
+    completed = compare("sweep")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert [line["seed"] for line in results(tmp_path / "sweep")] == ["3", "1", "0", "2"]
+    printed = re.findall(r"^ +(\d) +(\d) +finished +(\S+)", completed.stdout, re.M)
+    assert printed == [
+        ("1", "3", "0.1250"), ("2", "1", "0.2500"), ("3", "0", "0.5000"), ("4", "2", "0.7500"),
+    ]  # fmt: skip
+
+
+def test_where_accuracy_is_monitored_the_higher_is_the_better(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    for number, accuracy in enumerate([0.5, 0.9, 0.7]):
+        overrides = {"seed": number, "trainer.monitor": "accuracy/valid"}
+        path = tmp_path / "sweep" / str(number)
+        make_run(finished_run.path, path, overrides, metrics=reached(1.0, accuracy))
+    assert compare("sweep").returncode == 0
+    assert [line["seed"] for line in results(tmp_path / "sweep")] == ["1", "2", "0"]
+
+
+def test_results_csv_has_every_bit_and_every_directory(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    chance = random.Random(0)
+    losses = {f"sweep/{number}": chance.random() for number in range(5)}
+    for path, loss in losses.items():
+        seed = int(path[-1])
+        make_run(finished_run.path, tmp_path / path, {"seed": seed}, metrics=reached(loss))
+    assert compare("sweep").returncode == 0
+    found = {
+        line["directory"]: float(line["best loss/valid"]) for line in results(tmp_path / "sweep")
+    }
+    assert found == losses
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [[], ["seed"], ["seed", "optimizer.lr"], ["seed", "optimizer.lr", "loader.batch_size"]],
+    ids=len,
+)
+def test_there_is_a_picture_for_any_number_of_swept_keys(
+    keys: list[str], finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    grid(finished_run.path, tmp_path / "sweep", keys)
+    completed = compare("sweep")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert size_of_png(tmp_path / "sweep" / "results.png") == (1300, 550)
+    lines = results(tmp_path / "sweep")
+    assert len(lines) == 3 ** len(keys)
+    assert set(keys) <= lines[0].keys()
+
+
+def test_failed_diverged_and_interrupted_runs_stand_below_the_finished(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    kinds = {"diverged": {}, "failed": {}, "interrupted": {"metrics": reached(9.0)}, "finished": {}}
+    for number, (state, changes) in enumerate(kinds.items()):
+        path = make_run(
+            finished_run.path, tmp_path / "sweep" / state,
+            {"seed": number, "optimizer.lr": 0.1 * number}, state=state, **changes,
+        )  # fmt: skip
+        if state in ("diverged", "failed"):
+            (path / "metrics.jsonl").unlink()
+            content = record(path)
+            del content["metrics"]
+            (path / "run.json").write_text(json.dumps(content))
+    completed = compare("sweep")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    found = [line["state"] for line in results(tmp_path / "sweep")]
+    assert found == ["finished", "interrupted", "failed", "diverged"]
+
+
+def test_a_run_that_was_killed_is_told_as_interrupted(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    """Its record says that it runs, but no process holds its directory."""
+    make_run(finished_run.path, tmp_path / "sweep" / "killed", {"seed": 1}, state="running")
+    assert compare("sweep").returncode == 0
+    assert [line["state"] for line in results(tmp_path / "sweep")] == ["interrupted"]
+
+
+def test_options_of_a_group_are_values_like_others(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    for number, option in enumerate(["sgd", "adam"]):
+        for seed in (0, 1):
+            path = tmp_path / "sweep" / f"{option}{seed}"
+            overrides = {"optimizer": option, "seed": seed}
+            make_run(finished_run.path, path, overrides, metrics=reached(number + seed / 2))
+    assert compare("sweep").returncode == 0
+    found = [(line["optimizer"], line["seed"]) for line in results(tmp_path / "sweep")]
+    assert found == [("sgd", "0"), ("sgd", "1"), ("adam", "0"), ("adam", "1")]
+
+
+def test_a_single_run_is_a_table_of_one(finished_run: FinishedRun, compare: Compare) -> None:
+    before = sorted(finished_run.path.iterdir())
+    completed = compare(finished_run.path)
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert re.search(r"^ +1 .*finished", completed.stdout, re.M)
+    assert sorted(finished_run.path.iterdir()) == before
+
+
+def test_two_runs_are_laid_side_by_side_where_they_differ(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    make_run(finished_run.path, tmp_path / "a", {"optimizer.lr": 0.5}, metrics=reached(0.25))
+    make_run(finished_run.path, tmp_path / "b", {"optimizer.lr": 0.1}, metrics=reached(0.125))
+    completed = compare("a", "b")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    told = [re.split(r" {2,}", line) for line in completed.stdout.splitlines() if line]
+    assert told[:2] == [["A", "a"], ["B", "b"]]
+    assert ["optimizer.lr", "0.5", "0.1"] in told
+    assert ["best loss/valid", "0.25", "0.125"] in told
+    assert not [line for line in told if line[0] in ("seed", "best accuracy/valid")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_two_equal_runs_have_no_difference(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    for name in ("a", "b"):
+        make_run(finished_run.path, tmp_path / name, {})
+    assert "no difference" in compare("a", "b").stdout
+
+
+def test_several_directories_are_one_table_and_into_names_where_the_results_go(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    for sweep, seeds in (("one", (0, 1)), ("two", (2, 3))):
+        for seed in seeds:
+            path = tmp_path / sweep / str(seed)
+            make_run(finished_run.path, path, {"seed": seed}, metrics=reached(seed))
+    completed = compare("one", "two", "--into", "both")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert [line["seed"] for line in results(tmp_path / "both")] == ["0", "1", "2", "3"]
+    assert size_of_png(tmp_path / "both" / "results.png") == (1300, 550)
+    assert not (tmp_path / "one" / "results.csv").exists()
+
+
+def strict(text: str) -> Any:
+    """JSON as every other program reads it, which has no NaN."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_export_writes_what_other_programs_read(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    make_run(finished_run.path, tmp_path / "sweep" / "a", {"seed": 1}, metrics=reached(0.125))
+    assert compare("sweep", "--export", "runs.json").returncode == 0
+    [row] = strict((tmp_path / "runs.json").read_text())
+    assert row["path"] == "sweep/a"
+    assert row["state"] == "finished"
+    assert row["config"]["seed"] == 1
+    assert row["best"]["loss/valid"] == 0.125
+
+
+def test_export_is_json_too_where_a_loss_was_no_number(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    metrics = {"best": {}, "last": reached(float("nan"))["last"]}
+    path = tmp_path / "sweep" / "a"
+    make_run(finished_run.path, path, {"seed": 1}, metrics=metrics, state="diverged")
+    assert compare("sweep", "--export", "runs.json").returncode == 0
+    [row] = strict((tmp_path / "runs.json").read_text())
+    assert row["state"] == "diverged"
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"schema": 1}', b"[]"], ids=["empty", "bare", "list"])
+def test_a_run_that_cannot_be_read_is_told_and_left_out(
+    torn: bytes, finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    make_run(finished_run.path, tmp_path / "sweep" / "good", {"seed": 1})
+    make_run(finished_run.path, tmp_path / "sweep" / "torn", {"seed": 2})
+    (tmp_path / "sweep" / "torn" / "run.json").write_bytes(torn)
+    completed = compare("sweep")
+    assert completed.returncode == 0, completed.stderr
+    [line] = completed.stderr.splitlines()
+    assert "sweep/torn" in line
+    assert [line["directory"] for line in results(tmp_path / "sweep")] == ["sweep/good"]
+
+
+@pytest.mark.parametrize("left", ["torn", "missing"])
+def test_a_run_whose_metrics_are_torn_or_missing_is_compared_by_its_record(
+    left: str, finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    for seed in (0, 1):
+        make_run(finished_run.path, tmp_path / "sweep" / str(seed), {"seed": seed})
+    file = tmp_path / "sweep" / "0" / "metrics.jsonl"
+    if left == "torn":
+        file.write_bytes(file.read_bytes() + b'{"step": 20, "loss/va')
+    else:
+        file.unlink()
+    completed = compare("sweep")
+    assert completed.returncode == 0, completed.stderr
+    assert len(results(tmp_path / "sweep")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [(["nowhere"], "nowhere: there is no such directory"), (["."], ".: there is no run in it")],
+)
+def test_a_slip_is_told_in_one_line(arguments: list[str], told: str, compare: Compare) -> None:
+    completed = compare(*arguments)
+    assert completed.returncode == 2
+    assert completed.stderr == f"experiments.compare: {told}\n"
+
+
+def test_it_imports_no_torch(finished_run: FinishedRun, tmp_path: Path) -> None:
+    grid(finished_run.path, tmp_path / "sweep", ["seed", "optimizer.lr"])
+    code = (
+        "import sys; from experiments.compare import main; main(); "
+        "sys.exit('torch' in sys.modules and 'torch was imported')"
+    )
+    completed = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "sweep")], capture_output=True, text=True
+    )
+    assert (completed.returncode, completed.stderr) == (0, "")
+
+
+def test_the_table_is_cut_short_for_the_eye_and_the_csv_is_not(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    """A thousand runs, in a few seconds."""
+    one = make_run(finished_run.path, tmp_path / "one", {"seed": 1, "optimizer.lr": 0.1})
+    text = (one / "run.json").read_text()
+    chance = random.Random(0)
+    for number in range(1000):
+        path = tmp_path / "sweep" / f"{number:04}"
+        path.mkdir(parents=True)
+        content = json.loads(text)
+        content["config"]["seed"] = number
+        content["overrides"] = [f"seed={number}"]
+        content["metrics"] = reached(chance.random())
+        (path / "run.json").write_text(json.dumps(content))
+        os.link(one / "metrics.jsonl", path / "metrics.jsonl")
+    started = time.perf_counter()
+    completed = compare("sweep")
+    seconds = time.perf_counter() - started
+    assert (completed.returncode, completed.stderr) == (0, "")
+    losses = [float(line["best loss/valid"]) for line in results(tmp_path / "sweep")]
+    assert len(losses) == 1000
+    assert losses == sorted(losses)
+    assert "and 960 more" in completed.stdout
+    assert seconds < 10

@@ -1,0 +1,632 @@
+"""Sweeps over all cores: the real command, its signals, and the directory that it goes on in."""
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import FinishedRun
+from hypothesis import given
+from hypothesis import strategies as st
+from saved_runs import assert_same_run, go_on, lines, record
+
+from experiments import job
+from experiments import run as runs
+from experiments.checkpoint import Checkpoints
+from experiments.config import run_name
+
+Completed = subprocess.CompletedProcess[str]
+Command = Callable[..., Completed]
+Compose = Callable[[list[str]], dict[str, Any]]
+
+# The command as it is, and a word at its end if it has imported torch.
+WATCHED = """
+import sys
+from experiments.__main__ import main
+try:
+    main()
+finally:
+    if "torch" in sys.modules:
+        print("torch was imported", file=sys.stderr)
+"""
+
+# Models that fail while a file stands in the working directory, data that counts its readers,
+# and a callback of Hydra's that kills the worker before the run has a record.
+OWN = """
+import os
+import signal
+from pathlib import Path
+
+from hydra.experimental.callback import Callback
+from torch import nn
+
+from experiments.data import mnist
+
+class Fragile(nn.Linear):
+    def __init__(self, how):
+        super().__init__(784, 10)
+        self.how = how
+
+    def forward(self, x):
+        if Path("fragile").exists():
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return {}["a mistake of ours"]
+        return super().forward(x)
+
+def counted(path):
+    with open("readers", "a") as file:
+        print(os.getpid(), file=file)
+    return mnist.load(path)
+
+class KillAtStart(Callback):
+    def on_job_start(self, config, **kwargs):
+        if config.seed == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def own_parts(directory: Path) -> None:
+    """Options of one's own, below `own`, and the module that they name."""
+    (directory / "own_parts.py").write_text(OWN)
+    for name, text in {
+        "model/raising": "_target_: own_parts.Fragile\nhow: raising\n",
+        "model/killed": "_target_: own_parts.Fragile\nhow: killed\n",
+        "data/counted": "_target_: own_parts.counted\npath: null\n",
+    }.items():
+        file = directory / "own" / f"{name}.yaml"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+
+def in_sweep(sweep: Path) -> dict[str, Path]:
+    """The run directories of a sweep by what its swept overrides were."""
+    return {"+".join(record(f.parent)["overrides"]): f.parent for f in sweep.glob("*/run.json")}
+
+
+def states(sweep: Path) -> list[str]:
+    return sorted(record(file.parent)["state"] for file in sweep.glob("*/run.json"))
+
+
+def contents(run: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file of a run: when it was written, and what is in it."""
+    files = (file for file in run.rglob("*") if file.is_file())
+    return {str(f.relative_to(run)): (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
+
+
+class Sweep:
+    """A sweep under way, in a session of its own."""
+
+    def __init__(self, directory: Path, *arguments: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "experiments", "-m", *arguments],
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        until = time.monotonic() + 30
+        while not reached():
+            assert time.monotonic() < until
+            assert self.popen.poll() is None, self.popen.communicate()
+            time.sleep(0.01)
+
+    def end(self) -> tuple[int, str]:
+        """Its exit code and what it wrote to standard error."""
+        _, error = self.popen.communicate(timeout=30)
+        return self.popen.returncode, error
+
+    def processes(self) -> list[str]:
+        """The names of what lives in its session."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                head, _, rest = stat.read_text().rpartition(")")
+            except OSError:
+                continue
+            state, _, _, session = rest.split()[:4]
+            if int(session) == self.popen.pid and state not in "ZX":
+                found.append(head)
+        return found
+
+    def outlived(self, seconds: float) -> list[str]:
+        """What still lives so long after its end, at most."""
+        until = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < until:
+            time.sleep(0.01)
+        return left
+
+
+# Runs that fail, are killed or diverge, and the same command again
+
+
+class Mixed(NamedTuple):
+    """A sweep in which of three models two fail, and the next command, when they no longer do."""
+
+    path: Path
+    first: Completed
+    states: dict[str, str]  # by model and lr, after the first command
+    errors: dict[str, str]  # error.txt
+    results: str  # results.csv
+    kept: dict[str, dict[str, tuple[int, bytes]]]  # files of the finished and diverged runs
+    second: Completed
+
+
+MODELS = ("mlp", "raising", "killed")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) -> Mixed:
+    directory = tmp_path_factory.mktemp("mixed")
+    own_parts(directory)
+    (directory / "fragile").touch()
+
+    def command(lrs: str) -> Completed:
+        return subprocess.run(
+            [
+                *(sys.executable, "-c", WATCHED, "-m", "--config-dir", "own", "sweep=mixed"),
+                *(f"data.path={small_mnist_dir}", "trainer.epochs=2", "trainer.log_every=4"),
+                *(f"model={','.join(MODELS)}", f"optimizer.lr={lrs}"),
+            ],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def named() -> dict[str, Path]:
+        return {
+            re.sub(r".*model=(\w+)\+optimizer.lr=(\S+)", r"\1 \2", overrides): path
+            for overrides, path in in_sweep(path).items()
+        }
+
+    path = directory / "outputs" / "mixed"
+    first = command("0.1,1e9")
+    found = {name: record(run)["state"] for name, run in named().items()}
+    errors = {n: (r / "error.txt").read_text() for n, r in named().items() if found[n] == "failed"}
+    over = ("finished", "diverged")
+    kept = {name: contents(run) for name, run in named().items() if found[name] in over}
+    results = (path / "results.csv").read_text()
+    (directory / "fragile").unlink()
+    second = command("0.1,1e9,0.2")
+    return Mixed(path, first, found, errors, results, kept, second)
+
+
+def test_a_run_that_raises_or_is_killed_stops_no_other(mixed: Mixed) -> None:
+    assert mixed.states == {
+        "mlp 0.1": "finished",
+        "mlp 1000000000.0": "diverged",
+        **{f"{model} {lr}": "failed" for model in MODELS[1:] for lr in ("0.1", "1000000000.0")},
+    }
+    assert mixed.first.returncode == 1
+
+
+def test_the_traceback_of_a_run_that_raised_is_in_its_directory(mixed: Mixed) -> None:
+    text = mixed.errors["raising 0.1"]
+    assert text.startswith("Traceback (most recent call last)")
+    assert 'return {}["a mistake of ours"]' in text
+    assert text.rstrip().endswith("KeyError: 'a mistake of ours'")
+
+
+def test_a_run_whose_worker_was_killed_says_by_what(mixed: Mixed) -> None:
+    assert "SIGKILL" in mixed.errors["killed 0.1"]
+
+
+def test_a_run_is_reported_at_once_in_a_line_of_its_own(mixed: Mixed) -> None:
+    out = mixed.first.stdout
+    assert re.findall(r"^\[(\d)/6\] ", out, re.M) == ["1", "2", "3", "4", "5", "6"]
+    assert len(re.findall(r"^\[\d/6\] \S*raising\S*  failed .*a mistake of ours", out, re.M)) == 2
+    assert len(re.findall(r"^\[\d/6\] \S*killed\S*  failed .*SIGKILL", out, re.M)) == 2
+    assert out.index("[6/6]") < out.index("rank ")
+
+
+def test_without_a_terminal_there_are_plain_lines(mixed: Mixed) -> None:
+    for completed in (mixed.first, mixed.second):
+        assert "\x1b" not in completed.stdout + completed.stderr
+        assert "\r" not in completed.stdout
+
+
+def test_the_parent_of_a_sweep_imports_no_torch(mixed: Mixed) -> None:
+    assert (mixed.first.stderr, mixed.second.stderr) == ("", "")
+
+
+def test_the_table_ranks_the_finished_run_first_and_the_diverged_last(mixed: Mixed) -> None:
+    [*_, table] = mixed.first.stdout.partition("\nrank ")
+    told = re.findall(r"^ +(\d) .*(finished|failed|diverged)", table, re.M)
+    expected = ["finished", *["failed"] * 4, "diverged"]
+    assert told == [(str(rank), state) for rank, state in enumerate(expected, 1)]
+
+
+def test_a_run_in_a_worker_has_the_bits_of_the_same_run_alone(
+    mixed: Mixed, finished_run: FinishedRun
+) -> None:
+    [run] = [path for name, path in in_sweep(mixed.path).items() if "mlp+optimizer.lr=0.1" in name]
+    assert lines(run) == lines(finished_run.path)
+    assert record(run)["weights"] == record(finished_run.path)["weights"]
+    assert record(run)["metrics"] == record(finished_run.path)["metrics"]
+    assert record(run)["environment"] == record(finished_run.path)["environment"]
+
+
+def test_the_same_command_leaves_every_file_of_a_finished_or_diverged_run(mixed: Mixed) -> None:
+    assert len(mixed.kept) == 2
+    now = [contents(run) for run in in_sweep(mixed.path).values()]
+    for files in mixed.kept.values():
+        assert files in now
+
+
+def test_the_same_command_retries_what_failed_and_runs_what_is_new(mixed: Mixed) -> None:
+    out = mixed.second.stdout
+    assert len(re.findall(r"^\[\d/9\] ", out, re.M)) == 9
+    assert len(re.findall(r"^\[\d/9\] .* before$", out, re.M)) == 2
+    # the linear model survives the large lr or does not, but no run fails any more
+    assert set(states(mixed.path)) == {"finished", "diverged"}
+    assert len(states(mixed.path)) == 9
+
+
+def test_only_diverged_runs_are_no_failure(mixed: Mixed) -> None:
+    assert "diverged" in states(mixed.path)
+    assert mixed.second.returncode == 0
+
+
+def test_a_run_that_is_retried_keeps_no_error_of_before(mixed: Mixed) -> None:
+    for file in mixed.path.glob("*/run.json"):
+        found = record(file.parent)
+        assert (found["state"] == "diverged") == ("error" in found)
+        assert (found["state"] == "diverged") == (file.parent / "error.txt").exists()
+
+
+def test_a_worker_that_is_killed_before_its_run_has_a_record_is_a_failure(
+    tmp_path: Path, small_mnist_dir: Path, cli: Command
+) -> None:
+    own_parts(tmp_path)
+    completed = cli(
+        "-m", "sweep=early", f"data.path={small_mnist_dir}", "seed=0,1", "trainer.epochs=1",
+        "+hydra.callbacks.early={_target_: own_parts.KillAtStart}",
+    )  # fmt: skip
+    sweep = tmp_path / "outputs" / "early"
+    assert re.search(r"seed=0\S*  failed .*SIGKILL", completed.stdout)
+    assert completed.returncode == 1
+    [run] = [path for path in sweep.glob("*seed=0*") if path.is_dir()]
+    assert "SIGKILL" in (run / "error.txt").read_text()
+    assert re.search(r"^ +\d .*failed", completed.stdout, re.M)
+
+
+# Workers, and a config that changes
+
+
+class Changed(NamedTuple):
+    """Two runs on one worker, and the same command with one more after its model changed."""
+
+    path: Path
+    readers: list[str]
+    kept: dict[Path, dict[str, tuple[int, bytes]]]
+    second: Completed
+
+
+@pytest.fixture(scope="module")
+def changed(
+    tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path, cli_in: Command
+) -> Changed:
+    directory = tmp_path_factory.mktemp("changed")
+    own_parts(directory)
+    model = directory / "own" / "model" / "mine.yaml"
+
+    def command(width: int, seeds: str) -> Completed:
+        model.write_text(f"defaults: [mlp]\nhidden: [{width}]\n")
+        completed = cli_in(
+            directory, "-m", "--config-dir", "own", "sweep=mine", "hydra.launcher.workers=1",
+            "data=counted", f"data.path={small_mnist_dir}", "model=mine", "trainer.epochs=1",
+            f"seed={seeds}",
+        )  # fmt: skip
+        assert completed.returncode == 0, completed.stderr
+        return completed
+
+    command(8, "0,1")
+    path = directory / "outputs" / "mine"
+    readers = (directory / "readers").read_text().split()
+    kept = {file.parent: contents(file.parent) for file in path.glob("*/run.json")}
+    return Changed(path, readers, kept, command(9, "0,1,2"))
+
+
+def test_runs_share_a_worker_which_reads_the_data_once(changed: Changed) -> None:
+    assert len(changed.kept) == 2
+    assert len(changed.readers) == 1
+
+
+def test_a_changed_config_is_a_new_run_and_leaves_the_old_one_alone(changed: Changed) -> None:
+    for run, files in changed.kept.items():
+        assert contents(run) == files
+    widths = sorted(
+        (record(file.parent)["seed"], record(file.parent)["config"]["model"]["hidden"])
+        for file in changed.path.glob("*/run.json")
+    )
+    assert widths == [(0, [8]), (0, [9]), (1, [8]), (1, [9]), (2, [9])]
+    assert " before" not in changed.second.stdout
+
+
+def test_a_sweep_that_another_process_runs_is_refused(cli: Command, tmp_path: Path) -> None:
+    sweep = tmp_path / "outputs" / "taken"
+    sweep.mkdir(parents=True)
+    lock = runs.lock_directory(sweep)
+    completed = cli("-m", "sweep=taken", "seed=0,1")
+    os.close(lock)
+    assert completed.returncode == 2
+    [line] = completed.stderr.splitlines()
+    assert line.startswith("experiments: outputs/taken: another process is running it")
+    assert completed.stdout == ""
+    assert list(sweep.iterdir()) == []
+
+
+def test_two_sweeps_that_start_together_have_a_directory_each(
+    tmp_path: Path, small_mnist_dir: Path
+) -> None:
+    overrides = [f"data.path={small_mnist_dir}", "trainer.epochs=1", "hydra.launcher.workers=1"]
+    together = [Sweep(tmp_path, *overrides, f"seed={seed}") for seed in (0, 1)]
+    ends = [sweep.popen.communicate(timeout=40) for sweep in together]
+    assert [sweep.popen.returncode for sweep in together] == [0, 0], ends
+    directories = [re.search(r"^sweep of 1 runs in (\S+)$", out, re.M) for out, _ in ends]
+    first, second = (str(found and found[1]) for found in directories)
+    assert first != second
+    for path, seed in ((first, 0), (second, 1)):
+        [file] = (tmp_path / path).glob("*/run.json")
+        assert record(file.parent)["seed"] == seed
+
+
+@pytest.fixture(scope="module")
+def joblib_runs(
+    tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path, cli_in: Command
+) -> Path:
+    """A sweep that Hydra's joblib launcher ran."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    directory = tmp_path_factory.mktemp("joblib")
+    completed = cli_in(
+        directory, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "sweep=joblib",
+        f"data.path={small_mnist_dir}", "trainer.epochs=2", "trainer.log_every=4", "seed=0,1",
+    )  # fmt: skip
+    assert completed.returncode == 0, completed.stderr
+    return directory / "outputs" / "joblib"
+
+
+def test_another_launcher_runs_the_same_jobs_to_the_same_bits(
+    joblib_runs: Path, finished_run: FinishedRun
+) -> None:
+    found = [file.parent for file in joblib_runs.rglob("run.json")]
+    assert [record(run)["state"] for run in found] == ["finished"] * 2
+    [run] = [run for run in found if record(run)["seed"] == 0]
+    assert lines(run) == lines(finished_run.path)
+    assert record(run)["weights"] == record(finished_run.path)["weights"]
+
+
+def test_another_launcher_makes_one_level_of_directories_too(joblib_runs: Path) -> None:
+    """Though a value, here data.path, has slashes in it."""
+    assert states(joblib_runs) == ["finished"] * 2
+
+
+# Signals
+
+
+class Stop(NamedTuple):
+    """How a command ended that a signal had stopped."""
+
+    code: int
+    error: str
+    left: list[str]  # processes
+    states: list[str]
+    at_checkpoint: bool  # each interrupted run has logged what its checkpoint has, and no more
+
+
+class Stopped(NamedTuple):
+    """A sweep of three runs that was stopped in three ways and then went on to its end."""
+
+    path: Path
+    overrides: list[str]
+    stops: dict[signal.Signals, Stop]
+    last: Completed
+
+
+SEEDS = (0, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def stopped(
+    tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path, cli_in: Command
+) -> Stopped:
+    directory = tmp_path_factory.mktemp("stopped")
+    path = directory / "outputs" / "stopped"
+    overrides = [
+        *(f"data.path={small_mnist_dir}", "model=mlp_small", "model.dropout=0.2"),
+        *("trainer.epochs=12", "checkpoint.every_steps=4", "loader.batch_size=60"),
+    ]
+    arguments = [*overrides, f"seed={','.join(map(str, SEEDS))}", "sweep=stopped"]
+    stops = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        before = epochs(path)
+        sweep = Sweep(directory, *arguments)
+        sweep.wait_until(lambda before=before: epochs(path) >= before + 3)  # type: ignore[misc]
+        sweep.popen.send_signal(number)
+        code, error = sweep.end()
+        left = sweep.outlived(2.0 if number == signal.SIGKILL else 0.2)
+        at_checkpoint = all(
+            ((run := file.parent) and record(run)["state"] != "interrupted") or newest_is_last(run)
+            for file in path.glob("*/run.json")
+        )
+        stops[number] = Stop(code, error, left, states(path), at_checkpoint)
+    last = cli_in(directory, "-m", *arguments)
+    return Stopped(path, overrides, stops, last)
+
+
+def epochs(sweep: Path) -> int:
+    """Epochs done in all runs of a sweep."""
+    return sum(f.read_text().count("loss/valid") for f in sweep.glob("*/metrics.jsonl"))
+
+
+def newest_is_last(run: Path) -> bool:
+    """Whether the newest checkpoint is of the last step that was logged, or of a later one."""
+    content = Checkpoints(run / "checkpoints").load()
+    logged = [json.loads(line)["step"] for line in lines(run)]
+    return content is not None and content["state"]["step"] >= max(logged)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_a_sweep_at_checkpoints_and_says_how_to_go_on(
+    number: signal.Signals, code: int, stopped: Stopped
+) -> None:
+    stop = stopped.stops[number]
+    assert stop.code == code
+    assert "the same command with hydra.sweep.dir=outputs/stopped goes on" in stop.error
+    assert stop.error.count("\n") == 1
+    assert "interrupted" in stop.states
+    assert set(stop.states) <= {"interrupted", "finished"}
+    assert stop.at_checkpoint
+
+
+def test_after_a_signal_no_process_is_left_behind(stopped: Stopped) -> None:
+    assert [stop.left for stop in stopped.stops.values()] == [[], [], []]
+
+
+def test_a_sweep_whose_parent_was_killed_has_runs_that_say_running(stopped: Stopped) -> None:
+    """As a run that is killed alone; what reads them sees that nobody holds them."""
+    stop = stopped.stops[signal.SIGKILL]
+    assert stop.code == -signal.SIGKILL
+    assert "running" in stop.states
+
+
+def test_stopped_again_and_again_a_sweep_ends_with_the_bits_of_runs_alone(
+    stopped: Stopped, compose: Compose, tmp_path: Path
+) -> None:
+    assert stopped.last.returncode == 0, stopped.last.stderr
+    assert len(list(stopped.path.glob("*/run.json"))) == len(SEEDS)
+    resumed = 0
+    for seed in SEEDS:
+        [run] = stopped.path.glob(f"*seed={seed}*")
+        config = compose([*stopped.overrides, f"seed={seed}"])
+        alone = tmp_path / str(seed)
+        go_on(alone, config, job.load_data(config))
+        assert_same_run(run, alone)
+        resumed += len(record(run)["resumed_at"])
+    assert resumed >= 3
+
+
+def test_a_sweep_that_is_stopped_while_its_workers_start_has_no_failed_run(
+    tmp_path: Path, small_mnist_dir: Path
+) -> None:
+    sweep = Sweep(tmp_path, f"data.path={small_mnist_dir}", "seed=0,1,2", "sweep=s")
+    assert isinstance(sweep.popen.stdout, io.TextIOWrapper)
+    assert sweep.popen.stdout.readline() == "sweep of 3 runs in outputs/s\n"
+    sweep.popen.send_signal(signal.SIGINT)
+    out, error = sweep.popen.communicate(timeout=30)
+    assert sweep.popen.returncode == 130, error
+    assert "failed" not in out
+    assert "failed" not in states(tmp_path / "outputs" / "s")
+    assert sweep.outlived(1.0) == []
+
+
+# In a terminal
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@pytest.fixture(scope="module")
+def terminal(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) -> str:
+    """What a sweep of two runs that finish and one that fails writes to a terminal."""
+    directory = tmp_path_factory.mktemp("terminal")
+    own_parts(directory)
+    (directory / "fragile").touch()
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "experiments", "-m", "--config-dir", "own", "sweep=s"),
+            *(f"data.path={small_mnist_dir}", "trainer.epochs=10", "model=raising,mlp_small,mlp"),
+        ],
+        cwd=directory,
+        env={**environment, "TERM": "xterm"},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    written = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:  # how Linux tells that the other end is closed
+            break
+        if not chunk:
+            break
+        written += chunk
+    os.close(ours)
+    assert process.wait(timeout=60) == 1, written
+    return written.decode()
+
+
+def test_a_terminal_shows_each_running_job_with_its_progress(terminal: str) -> None:
+    text = ESCAPE.sub("", terminal)
+    # name, bar, loss and accuracy
+    running = re.findall(r"model=(mlp\w*)\S* .* (\d\.\d{4}) .* (\d\.\d{4})", text)
+    assert {name for name, _, _ in running} == {"mlp", "mlp_small"}
+    assert len({loss for name, loss, _ in running if name == "mlp"}) >= 2
+
+
+def test_a_terminal_shows_how_many_are_over_and_the_time_left(terminal: str) -> None:
+    text = ESCAPE.sub("", terminal)
+    assert re.search(r"[12] of 3 runs over \([^)]*1 failed[^)]*\)", text)
+    assert re.search(r"about \d+ s left", text)
+
+
+def test_a_terminal_ranks_finished_runs_while_others_go_on(terminal: str) -> None:
+    text = ESCAPE.sub("", terminal)
+    assert re.search(r"\b1\b\W+\S*model=mlp\w*\S*\W+loss/valid \d\.\d{4}", text)
+
+
+def test_a_terminal_shows_a_failure_at_once_and_in_red(terminal: str) -> None:
+    assert re.search(r"\x1b\[31mfailed\x1b\[0m \S*raising\S*: KeyError", terminal)
+    table = terminal[terminal.rindex("rank ") :]
+    assert re.search(r"\x1b\[31m[^\x1b\n]*raising[^\x1b\n]*failed[^\x1b\n]*\x1b\[0m", table)
+
+
+# Names of directories
+
+
+@given(st.text(min_size=1, max_size=400))
+def test_any_overrides_name_a_directory_of_one_level(overrides: str) -> None:
+    name = run_name(overrides)
+    assert "/" not in name
+    assert "\0" not in name
+    assert name not in ("", ".", "..")
+    assert len(name.encode()) <= 250
+    assert not re.search(r"[\s'\"$`\\*?|&;<>(){}!~#]", name)
+
+
+@given(st.sets(st.text(alphabet="ab/_ é=,1.", max_size=6), min_size=2))
+def test_no_two_overrides_have_the_same_name(overrides: set[str]) -> None:
+    assert len({run_name(text) for text in overrides}) == len(overrides)
+
+
+@given(st.text(alphabet="xé", min_size=150, max_size=300), st.text(max_size=3), st.text(max_size=3))
+def test_long_overrides_that_differ_at_their_end_have_different_names(
+    long: str, one: str, other: str
+) -> None:
+    assert (run_name(long + one) == run_name(long + other)) == (one == other)
+
+
+def test_common_overrides_are_readable_names() -> None:
+    assert run_name("loader.batch_size=32,optimizer.lr=0.1") == (
+        "loader.batch_size=32,optimizer.lr=0.1"
+    )
