@@ -167,17 +167,13 @@ def run_sweep(args: Namespace) -> None:
         first.append(values[0])
         options += [[value] for value in values[1:]]
     composed, _ = compose(args, first)
-    from experiments import sweep
-
-    if "hydra_plugins.experiments_" in f"{composed.hydra.launcher} {composed.hydra.sweeper}":
-        sweep.start_fork_server()  # early: it takes longer than all that is left to do here
     for option in options:
         key = option[0].partition("=")[0]
         if key in schema.SCHEMA:
             schema.check_value(key, OverridesParser.create().parse_override(option[0]).value())
         else:
             compose(args, [*(old for old in first if old.partition("=")[0] != key), *option])
-    from experiments import job
+    from experiments import job, sweep
     from experiments.run import claim, short
 
     directory = Path(composed.hydra.sweep.dir)
@@ -189,6 +185,9 @@ def run_sweep(args: Namespace) -> None:
     gc.enable()  # every composed config is a heap of cycles
     stopped_by = 0
     with sweep.owned(directory):
+        chosen = composed.hydra.runtime.choices
+        if (chosen["hydra/launcher"], chosen["hydra/sweeper"]) == ("workers", "basic"):
+            sweep.start_fork_server()  # early: it takes longer than all that Hydra does before
         try:
             run_hydra_main(args, job.run_in_sweep)
         except Interrupted as asked:

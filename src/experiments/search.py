@@ -5,7 +5,7 @@ Optimization", 2011. The study lies in the sweep's directory, so a search goes o
 Hydra's own Optuna plugin holds its users below Optuna 3 and knows neither of these.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,16 @@ STUDY = "study.journal"
 DUPLICATES = 20  # so many in a row mean that there is nothing new left to ask for
 
 
-def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune: bool) -> None:
+def search(
+    make_sweep: Callable[[], Sweep], arguments: list[str], trials: int, *, seed: int, prune: bool
+) -> None:
     """Run what Optuna asks for until the study has `trials` runs that ended.
 
-    arguments: overrides, those of the search as intervals, ranges or choices. Raises UsageError
-    where Optuna is not installed or nothing is searched, Interrupted after a signal.
+    make_sweep: starts the processes, once it is clear that there is something to search.
+    arguments: overrides, those of the search as intervals, ranges or choices.
+
+    Raises UsageError where Optuna is not installed or nothing is searched, Interrupted after a
+    signal.
     """
     try:
         import optuna
@@ -41,6 +46,7 @@ def search(sweep: Sweep, arguments: list[str], trials: int, *, seed: int, prune:
         raise UsageError(
             "hydra/sweeper=tpe: nothing to search; give optimizer.lr=interval(a,b), say"
         )
+    sweep = make_sweep()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directory = Path(sweep.config.hydra.sweep.dir)
     lowest = sweep.config.trainer.monitor.startswith("loss")

@@ -20,7 +20,13 @@ class TPESweeper(Sweeper):
         from experiments.search import search
         from experiments.sweep import Sweep
 
-        assert self.config is not None
-        assert self.hydra_context is not None
-        sweep = Sweep(self.config, self.hydra_context, self.workers)
-        search(sweep, arguments, self.trials, seed=self.seed, prune=self.prune)
+        config, context = self.config, self.hydra_context
+        assert config is not None
+        assert context is not None
+        search(
+            lambda: Sweep(config, context, self.workers),
+            arguments,
+            self.trials,
+            seed=self.seed,
+            prune=self.prune,
+        )
