@@ -180,6 +180,9 @@ def run_sweep(args: Namespace) -> None:
     if not any(override.startswith("hydra.sweep.dir=") for override in args.overrides):
         directory = claim(directory, exact=False)
         sys.argv.append(f"hydra.sweep.dir={directory}")
+    # every launcher names a run as ours does; here, since each start would pay for it in the YAML
+    if not any(override.startswith("hydra.sweep.subdir=") for override in args.overrides):
+        sys.argv.append("hydra.sweep.subdir='${run_name:${hydra.job.override_dirname}}'")
     GlobalHydra.instance().clear()
     gc.freeze()
     gc.enable()  # every composed config is a heap of cycles

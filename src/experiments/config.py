@@ -218,13 +218,13 @@ def run_name(overrides: str) -> str:
     if not overrides:
         return "defaults"
     name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides)
-    if name == overrides and len(name.encode()) <= LONGEST_NAME:
+    if name == overrides and name.strip(".") and len(name.encode()) <= LONGEST_NAME:
         return name
     digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
     return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
 
 
-# for the launchers that ask Hydra for the name: hydra.sweep.subdir in conf/config.yaml
+# for the launchers that ask Hydra for the name: hydra.sweep.subdir
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 

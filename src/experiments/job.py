@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -26,9 +26,9 @@ from experiments.build import build
 from experiments.data import Data
 from experiments.errors import Diverged, Interrupted, UsageError
 from experiments.interrupt import Interrupt
-from experiments.progress import Shown
-from experiments.saved import read_config
-from experiments.trust import check_objects
+
+if TYPE_CHECKING:
+    from experiments.progress import Shown
 
 
 def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def _load_data(node: str) -> Data:
     return cast(Data, build({"data": json.loads(node)}, "data"))
 
 
-def run(config: DictConfig, show: Callable[[int, int], Shown] | None = None) -> float:
+def run(config: DictConfig, show: "Callable[[int, int], Shown] | None" = None) -> float:
     """One run, from a composed config to a finished directory; returns the monitored number.
 
     A job of a sweep whose directory holds the same run already goes on with it, or returns what
@@ -116,6 +116,9 @@ def resume(path: Path, trust: Sequence[str]) -> None:
     Raises UsageError where there is none to go on with, or where its config names what is
     neither ours, torch's nor in the modules of `trust`.
     """
+    from experiments.saved import read_config
+    from experiments.trust import check_objects
+
     config = read_config(path, trust)
     if runs.read_record(path)["state"] == "finished":
         print(f"{runs.short(path)}: finished already")
@@ -131,7 +134,7 @@ def go(
     config: dict[str, Any],
     *,
     epochs: int | None = None,
-    show: Callable[[int, int], Shown] | None = None,
+    show: "Callable[[int, int], Shown] | None" = None,
 ) -> float:
     """Fit in an owned run directory, fresh or from its checkpoint, and record how that ended.
 

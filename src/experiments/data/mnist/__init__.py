@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from experiments.data import Data, Split
@@ -42,6 +41,8 @@ def load(path: str | None = None) -> Data:
         folder / name: read_bytes(folder / name, sha256 if path is None else None)
         for name, sha256 in FILES.items()
     }
+    from concurrent.futures import ThreadPoolExecutor
+
     with ThreadPoolExecutor() as pool:
         unpacked = [
             pool.submit(parse, file, content, dimensions)
