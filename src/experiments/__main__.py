@@ -213,5 +213,17 @@ def run_hydra_main(args: Namespace, task: Callable[[DictConfig], float] = lambda
         raise schema.explain(error, config_directories(args), args.overrides) from error
 
 
+def command() -> None:
+    """What the shell starts: `main`, and after a mistake no time spent on taking Python down."""
+    try:
+        main()
+    except SystemExit as leaving:
+        if leaving.code != 2:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2)
+
+
 if __name__ == "__main__":
-    main()
+    command()

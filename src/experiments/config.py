@@ -3,7 +3,6 @@
 Nothing here imports torch, so that a slip on the command line is told at once.
 """
 
-import difflib
 import hashlib
 import importlib.util
 import math
@@ -230,6 +229,8 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 def nearest(word: str, words: Iterable[str], prefix: str = "") -> str:
     """`; did you mean X?` for the word most like it, or the list of what there is."""
+    import difflib
+
     words = sorted({known for known in words if not known.startswith("_")})
     close = difflib.get_close_matches(word, words, n=1)
     if close:

@@ -80,7 +80,8 @@ def test_a_wrong_header_is_told_with_what_was_found_and_expected(raw: bytes, fou
 def test_more_or_fewer_bytes_than_the_header_says_are_told_with_both_numbers(values: bytes) -> None:
     with pytest.raises(UsageError) as error:
         parse(PATH, zipped((3,), values), 1)
-    assert str(error.value).startswith(f"{PATH}: holds {len(values)} bytes, its header says (3,)")
+    told = f"of (3,), as its header says: its end tells of {len(values)} bytes; copy it again"
+    assert str(error.value) == f"{PATH}: not a whole gzip file {told}"
 
 
 def test_read_bytes_returns_a_file_with_the_expected_sha256(tmp_path: Path) -> None:

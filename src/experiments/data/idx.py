@@ -5,6 +5,7 @@ Imports no torch.
 """
 
 import hashlib
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -45,27 +46,47 @@ def read_bytes(path: Path, sha256: str | None = None) -> bytes:
     return content
 
 
-def parse(path: Path, gzipped: bytes, dimensions: int) -> Idx:
-    """Unpack a gzipped idx file of bytes (`path` only names it) and check its header and length.
+def check(path: Path, gzipped: bytes, dimensions: int) -> None:
+    """Check the header of a gzipped idx file of bytes (`path` only names it), and that the length
+    which the gzip trailer tells is the one that the header promises, without unpacking it.
 
     Raises UsageError saying what was expected and what was found.
     """
+    size = 4 + 4 * dimensions
+    try:
+        unpacking = zlib.decompressobj(GZIP)
+        header = unpacking.decompress(gzipped, size)
+        if len(header) < size and not unpacking.eof:
+            raise zlib.error("it ends within its header")
+    except zlib.error as error:
+        raise UsageError(f"{path}: not a whole gzip file ({error}); copy it again") from None
+    if len(header) < size or header[:4] != bytes((0, 0, UINT8, dimensions)):
+        raise UsageError(
+            f"{path}: its idx header is {header[:4].hex()}, "
+            f"expected 0000{UINT8:02x}{dimensions:02x} (bytes in {dimensions} dimensions)"
+        )
+    shape = struct.unpack(f">{dimensions}I", header[4:])
+    told = int.from_bytes(gzipped[-4:], "little") - size
+    if told % 2**32 != math.prod(shape) % 2**32:
+        raise UsageError(
+            f"{path}: not a whole gzip file of {shape}, as its header says: its end tells of "
+            f"{told} bytes; copy it again"
+        )
+
+
+def parse(path: Path, gzipped: bytes, dimensions: int) -> Idx:
+    """Unpack a gzipped idx file of bytes; `path` only names it. Raises UsageError as `check` does,
+    and where the file is damaged further on.
+    """
+    check(path, gzipped, dimensions)
     try:
         raw = zlib.decompress(gzipped, GZIP)
     except zlib.error as error:
         raise UsageError(f"{path}: not a whole gzip file ({error}); copy it again") from None
-    header = 4 + 4 * dimensions
-    if len(raw) < header or raw[:4] != bytes((0, 0, UINT8, dimensions)):
+    size = 4 + 4 * dimensions
+    shape = struct.unpack(f">{dimensions}I", raw[4:size])
+    if len(raw) - size != math.prod(shape):
         raise UsageError(
-            f"{path}: its idx header is {raw[:4].hex()}, expected 0000{UINT8:02x}{dimensions:02x} "
-            f"(bytes in {dimensions} dimensions)"
+            f"{path}: holds {len(raw) - size} bytes, its header says {shape}; copy it again"
         )
-    shape = struct.unpack(f">{dimensions}I", raw[4:header])
-    expected = 1
-    for size in shape:
-        expected *= size
-    if len(raw) - header != expected:
-        raise UsageError(
-            f"{path}: holds {len(raw) - header} bytes, its header says {shape}; copy it again"
-        )
-    return Idx(shape, memoryview(raw)[header:])
+    return Idx(shape, memoryview(raw)[size:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from experiments.data import Data, Split
-from experiments.data.idx import Idx, parse, read_bytes
+from experiments.data.idx import Idx, check, parse, read_bytes
 from experiments.errors import UsageError
 
 VALID_ROWS = 10_000
@@ -31,22 +31,27 @@ def load(path: str | None = None) -> Data:
     x: float32 (rows, 784) in [0, 1]; y: int64 (rows,) in 0..9
 
     path: a folder with the four gzipped files; the copy inside the package where it is None.
-        The sha256 of the package's own copy is checked; another folder may hold other rows
-        in the same format (Fashion-MNIST does), so there the headers alone are.
+        It may hold other rows in the same format (Fashion-MNIST does); a file of exactly the
+        size of the package's own is taken for a copy of it, whose sha256 is checked.
 
-    Raises UsageError naming the file that is missing or damaged, before torch is imported.
+    Raises UsageError naming the file that is missing or damaged, before torch is imported where
+    that shows without unpacking it: in sha256, header or length.
     """
-    folder = Path(__file__).parent if path is None else Path(path)
-    contents = {
-        folder / name: read_bytes(folder / name, sha256 if path is None else None)
-        for name, sha256 in FILES.items()
-    }
+    own = Path(__file__).parent
+    folder = own if path is None else Path(path)
+    contents = {}
+    for (name, sha256), dimensions in zip(FILES.items(), (3, 1, 3, 1), strict=True):
+        file = folder / name
+        copied = file.exists() and file.stat().st_size == (own / name).stat().st_size
+        content = read_bytes(file, sha256 if copied or path is None else None)
+        check(file, content, dimensions)
+        contents[file] = (content, dimensions)
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor() as pool:
         unpacked = [
             pool.submit(parse, file, content, dimensions)
-            for (file, content), dimensions in zip(contents.items(), (3, 1, 3, 1), strict=True)
+            for file, (content, dimensions) in contents.items()
         ]
         # zlib works outside the interpreter's lock, so this import, needed anyway, hides it
         import torch  # noqa: F401
