@@ -65,6 +65,7 @@ class Worker:
     pipe: Connection
     device: int | None
     job: Job | None = None
+    asked: bool = False  # to stop a run; the signal may meet the next one before it listens
 
 
 @dataclass
@@ -220,7 +221,7 @@ class Sweep:
         except (EOFError, OSError):
             worker.process.join()
             self.pool.remove(worker)
-            asked = worker.process.exitcode == -signal.SIGTERM and (self.stopping or job.pruned)
+            asked = worker.process.exitcode == -signal.SIGTERM and (self.stopping or worker.asked)
             if asked:  # before the run could listen to signals
                 message = ("end", "interrupted", None, None)
             else:
@@ -231,7 +232,7 @@ class Sweep:
         if message[0] == "epoch":
             hopeless = job.done < 1 and self.hopeless(job, message[1], message[2][job.monitor])
             if hopeless and not job.pruned:
-                job.pruned = True
+                job.pruned = worker.asked = True
                 worker.process.terminate()
             return
         worker.job = None
@@ -296,7 +297,8 @@ class Remembering:
 @contextlib.contextmanager
 def owned(directory: Path) -> Iterator[None]:
     """Own a sweep's directory for a while. Raises UsageError where another process does."""
-    runs.make(directory, "hydra.sweep.dir")
+    with runs.making(directory, "hydra.sweep.dir"):
+        directory.mkdir(parents=True, exist_ok=True)
     lock = runs.lock_directory(directory)
     runs.clean_up(directory)
     try:
