@@ -15,7 +15,6 @@ one; a save was hit in the middle of its file where the temporary file is left b
 """
 
 import argparse
-import gzip
 import json
 import math
 import mmap
@@ -33,13 +32,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import small_mnist
 import torch
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
 from experiments import __main__ as entrypoint
 from experiments import checkpoint, reproduce, train
-from experiments.data import mnist
 from experiments.fit import fit as fit_epochs
 
 VARIANTS = {
@@ -70,7 +69,7 @@ def main() -> None:
     watch_phases()
     warm_up()
     folder = Path(tempfile.mkdtemp(prefix="kill_resume-"))
-    write_small_mnist(folder / "mnist")
+    small_mnist.write(folder / "mnist", TRAIN_ROWS, TEST_ROWS)
     chance = random.Random(args.seed)
 
     problems: list[str] = []
@@ -341,18 +340,6 @@ def watch_phases() -> None:
 
 def count_saves() -> int:
     return int(struct.unpack("q", shared[8:16])[0])
-
-
-def write_small_mnist(folder: Path) -> None:
-    """The first rows of MNIST, and as many to validate as the data set always has."""
-    folder.mkdir()
-    for name in mnist.FILES:
-        rows = TEST_ROWS if name.startswith("t10k") else mnist.VALID_ROWS + TRAIN_ROWS
-        header = 16 if "images" in name else 8
-        with gzip.open(Path(mnist.__file__).parent / name) as file:
-            content = file.read(header + rows * (784 if header == 16 else 1))
-        content = content[:4] + struct.pack(">I", rows) + content[8:]
-        (folder / name).write_bytes(gzip.compress(content, compresslevel=1))
 
 
 if __name__ == "__main__":

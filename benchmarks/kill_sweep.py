@@ -14,13 +14,11 @@ with the directories kept. Needs /proc.
 
 import argparse
 import csv
-import gzip
 import json
 import os
 import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -29,7 +27,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from experiments.data import mnist
+import small_mnist
 
 GRID = ["optimizer.lr=0.03,0.1", "loader.batch_size=32,64", "seed=0,1"]
 FIXED = ["model.dropout=0.2", "trainer.epochs=5", "trainer.log_every=7", "checkpoint.every_steps=9"]
@@ -48,7 +46,7 @@ def main() -> None:
     started = time.monotonic()
     chance = random.Random(args.seed)
     folder = Path(tempfile.mkdtemp(prefix="kill_sweep-"))
-    write_small_mnist(folder / "mnist")
+    small_mnist.write(folder / "mnist", TRAIN_ROWS, TEST_ROWS)
 
     began = time.monotonic()
     undisturbed = Killed(folder, "undisturbed")
@@ -286,18 +284,6 @@ def workers_of(parent: int) -> list[int]:
 def living(session: int) -> set[int]:
     """The processes of a session."""
     return {pid for pid, (_, other) in processes().items() if other == session}
-
-
-def write_small_mnist(folder: Path) -> None:
-    """The first rows of MNIST, and as many to validate as the data set always has."""
-    folder.mkdir()
-    for name in mnist.FILES:
-        rows = TEST_ROWS if name.startswith("t10k") else mnist.VALID_ROWS + TRAIN_ROWS
-        header = 16 if "images" in name else 8
-        with gzip.open(Path(mnist.__file__).parent / name) as file:
-            content = file.read(header + rows * (784 if header == 16 else 1))
-        content = content[:4] + struct.pack(">I", rows) + content[8:]
-        (folder / name).write_bytes(gzip.compress(content, compresslevel=1))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,12 @@
 """Sweeps over all cores: the real command, its signals, and the directory that it goes on in."""
 
-import fcntl
 import io
 import json
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +17,7 @@ from conftest import FinishedRun
 from hypothesis import given
 from hypothesis import strategies as st
 from saved_runs import assert_same_run, go_on, lines, record
+from terminal import run_in_terminal
 
 from experiments import job
 from experiments import run as runs
@@ -547,33 +544,13 @@ def terminal(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) ->
     directory = tmp_path_factory.mktemp("terminal")
     own_parts(directory)
     (directory / "fragile").touch()
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "experiments", "-m", "--config-dir", "own", "sweep=s"),
-            *(f"data.path={small_mnist_dir}", "trainer.epochs=10", "model=raising,mlp_small,mlp"),
-        ],
-        cwd=directory,
-        env={**environment, "TERM": "xterm"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+    return run_in_terminal(
+        directory,
+        200,
+        *("-m", "--config-dir", "own", "sweep=s", f"data.path={small_mnist_dir}"),
+        *("trainer.epochs=10", "model=raising,mlp_small,mlp"),
+        code=1,
     )
-    os.close(theirs)
-    written = b""
-    while True:
-        try:
-            chunk = os.read(ours, 65536)
-        except OSError:  # how Linux tells that the other end is closed
-            break
-        if not chunk:
-            break
-        written += chunk
-    os.close(ours)
-    assert process.wait(timeout=60) == 1, written
-    return written.decode()
 
 
 def test_a_terminal_shows_each_running_job_with_its_progress(terminal: str) -> None:

@@ -8,8 +8,9 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # What is made while starting lives on: to look for garbage in it takes a quarter of the start.
 gc.disable()
@@ -27,7 +28,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa:
 from omegaconf import DictConfig  # noqa: E402
 
 from experiments import config as schema  # noqa: E402
-from experiments.errors import Diverged, Interrupted, UsageError  # noqa: E402
+from experiments.errors import Diverged, Interrupted, UsageError, refuse  # noqa: E402
 
 HELP = """\
 experiments: PyTorch experiments from YAML, each in a directory of its own.
@@ -59,7 +60,7 @@ def main() -> None:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for one's own models and data
     parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign,assignment]
+    parser.error = partial(refuse, "experiments")  # type: ignore[method-assign]
     parser.add_argument("--trust", action="append", default=[])
     # sweep=NAME is short for a directory below outputs/, where a sweep can be found again
     sys.argv = [re.sub(r"^sweep=(?=.)", "hydra.sweep.dir=outputs/", word) for word in sys.argv]
@@ -86,18 +87,12 @@ def main() -> None:
 
             job.run_single(composed, config)
     except UsageError as error:
-        refuse(str(error))
+        refuse("experiments", str(error))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Diverged as error:
         print(f"experiments: diverged: {error}", file=sys.stderr)
         sys.exit(1)
-
-
-def refuse(line: str) -> NoReturn:
-    """Tell the person what is wrong with the command, and leave."""
-    print(f"experiments: {line}", file=sys.stderr)
-    sys.exit(2)
 
 
 def resumed_directory(args: Namespace) -> Path | None:

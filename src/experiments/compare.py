@@ -14,13 +14,14 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from experiments import durable
 from experiments import run as runs
 from experiments.config import leaves, show
-from experiments.errors import UsageError
+from experiments.errors import UsageError, refuse
 
 SHOWN = 40  # rows of a table in a terminal; results.csv has all
 METRICS = ("loss/valid", "accuracy/valid")
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, metavar="DIR",
                         help="where the results go; the one DIR if it is one")  # fmt: skip
     parser.add_argument("--export", type=Path, metavar="FILE", help="all of it as JSON")
-    parser.error = refuse  # type: ignore[method-assign,assignment]
+    parser.error = partial(refuse, "experiments.compare")  # type: ignore[method-assign]
     args = parser.parse_args()
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no mistake
     try:
@@ -76,13 +77,7 @@ def main() -> None:
         if into is not None and not (into / "run.json").exists():
             print("\n".join(map(runs.short, save(rows, into))))
     except UsageError as error:
-        refuse(str(error))
-
-
-def refuse(line: str) -> NoReturn:
-    """Tell the person what is wrong with the command, and leave."""
-    print(f"experiments.compare: {line}", file=sys.stderr)
-    sys.exit(2)
+        refuse("experiments.compare", str(error))
 
 
 def write(file: Path, content: bytes) -> None:

@@ -1,4 +1,7 @@
-"""The exceptions that mean something to the person who runs an experiment."""
+"""The exceptions that mean something to the person who runs an experiment, and their telling."""
+
+import sys
+from typing import NoReturn
 
 
 class UsageError(Exception):
@@ -19,3 +22,9 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
         self.signal_number = signal_number
+
+
+def refuse(program: str, line: str) -> NoReturn:
+    """Tell the person in one line what is wrong with a command, and leave with exit code 2."""
+    print(f"{program}: {line}", file=sys.stderr)
+    sys.exit(2)

@@ -7,13 +7,13 @@ as a picture and for TensorBoard, in the run directory.
 import argparse
 import io
 import json
-import sys
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from experiments import durable
 from experiments import run as runs
-from experiments.errors import UsageError
+from experiments.errors import UsageError, refuse
 
 
 def main() -> None:
@@ -24,19 +24,13 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "valid", "test"), default="valid")
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE",
                         help="a module that the saved config may name")  # fmt: skip
-    parser.error = refuse  # type: ignore[method-assign,assignment]
+    parser.error = partial(refuse, "experiments.evaluate")  # type: ignore[method-assign]
     args = parser.parse_args()
     try:
         report = evaluate_run(args.run, args.checkpoint, args.split, args.trust)
     except UsageError as error:
-        refuse(str(error))
+        refuse("experiments.evaluate", str(error))
     print(as_text(report))
-
-
-def refuse(line: str) -> NoReturn:
-    """Tell the person what is wrong with the command, and leave."""
-    print(f"experiments.evaluate: {line}", file=sys.stderr)
-    sys.exit(2)
 
 
 def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> dict[str, Any]:

@@ -7,13 +7,14 @@ import argparse
 import math
 import sys
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from experiments import job
 from experiments import run as runs
-from experiments.errors import Diverged, UsageError
+from experiments.errors import Diverged, UsageError, refuse
 from experiments.saved import read_config, read_metrics
 from experiments.trust import check_objects
 
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="the directory for the new run")
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE",
                         help="a module that the saved config may name")  # fmt: skip
-    parser.error = refuse  # type: ignore[method-assign,assignment]
+    parser.error = partial(refuse, "experiments.reproduce")  # type: ignore[method-assign]
     args = parser.parse_args()
     try:
         if args.epochs is not None and args.epochs < 1:
@@ -57,14 +58,8 @@ def main() -> None:
             raise UsageError(f"--rtol {args.rtol}: expected a number at least 0")
         same = reproduce(args.run, args.into, args.epochs, args.rtol, args.trust)
     except UsageError as error:
-        refuse(str(error))
+        refuse("experiments.reproduce", str(error))
     sys.exit(0 if same else 1)
-
-
-def refuse(line: str) -> NoReturn:
-    """Tell the person what is wrong with the command, and leave."""
-    print(f"experiments.reproduce: {line}", file=sys.stderr)
-    sys.exit(2)
 
 
 def reproduce(

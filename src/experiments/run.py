@@ -11,6 +11,7 @@
 Imports no torch.
 """
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -20,6 +21,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -75,10 +77,11 @@ class Run:
         os.close(self._lock)
 
 
-def make(path: Path, key: str) -> None:
-    """Make a directory and those above it. Raises UsageError where that cannot be."""
+@contextlib.contextmanager
+def making(path: Path, key: str) -> Iterator[None]:
+    """Tell in one line, as UsageError, that a directory cannot be made."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise UsageError(
             f"{key}={path}: cannot be made ({error.strerror}); name one that can be written"
@@ -91,14 +94,11 @@ def claim(path: Path, *, exact: bool) -> Path:
     With `exact` (the person named it) it may exist, but must not hold a run; else the first
     free one of `path`, `path-2`, `path-3`, ... is made. Raises UsageError when it cannot be.
     """
-    try:
+    with making(path, "hydra.run.dir"):
         path.parent.mkdir(parents=True, exist_ok=True)
         if exact:
             path.mkdir(exist_ok=True)
-            if (path / "run.json").exists():
-                raise UsageError(
-                    f"hydra.run.dir={path}: holds a run already; name another or resume={path}"
-                )
+            refuse_taken(path)
             return path
         number = 1
         while True:
@@ -108,10 +108,14 @@ def claim(path: Path, *, exact: bool) -> Path:
                 return free
             except FileExistsError:
                 number += 1
-    except OSError as error:
+
+
+def refuse_taken(path: Path) -> None:
+    """Raise UsageError where a directory holds a run."""
+    if (path / "run.json").exists():
         raise UsageError(
-            f"hydra.run.dir={path}: cannot be made ({error.strerror}); name one that can be written"
-        ) from None
+            f"hydra.run.dir={path}: holds a run already; name another or resume={path}"
+        )
 
 
 def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
@@ -120,10 +124,7 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
     Raises UsageError when another process owns it or it holds a run.
     """
     lock = lock_directory(path, LOCK_SECONDS)
-    if (path / "run.json").exists():
-        raise UsageError(
-            f"hydra.run.dir={path}: holds a run already; name another or resume={path}"
-        )
+    refuse_taken(path)
     clean_up(path)
     commit, diff = git_state()
     text = config_text(config)
