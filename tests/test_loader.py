@@ -1,6 +1,9 @@
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,12 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saved_runs import SMALL, go_on, lines
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from experiments.data import Data, Split
-from experiments.loader import Batch, TensorLoader, TorchLoader
+from experiments.data.mnist import load
+from experiments.loader import Batch, BatchRows, TensorLoader, TorchLoader, gather
+from experiments.streams import derive
 
 Loader = TensorLoader | TorchLoader
 LOADERS = (TensorLoader, TorchLoader)
@@ -111,6 +117,18 @@ def test_epochs_and_seeds_have_different_orders(a: int, b: int, i: int, j: int) 
     assert len(distinct) == len(orders)
 
 
+@given(st.integers(1, 200), seeds, epochs)
+def test_the_shuffle_of_an_epoch_is_torchs_from_the_stream_of_its_name(
+    rows: int, seed: int, epoch: int
+) -> None:
+    """So that the runs of before are reproduced."""
+    generator = torch.Generator().manual_seed(derive(seed, "shuffle", epoch))
+    expected = torch.randperm(rows, generator=generator).tolist()
+    assert (
+        torch.cat(list(BatchRows(rows, 7, shuffle=True, seed=seed).of(epoch))).tolist() == expected
+    )
+
+
 def test_without_shuffle_rows_come_in_their_order_in_every_epoch() -> None:
     for kind in LOADERS:
         loader = make(kind, 10, batch_size=4)
@@ -197,3 +215,99 @@ class Squares(Dataset[tuple[Tensor, Tensor]]):
 def test_any_map_style_dataset_can_be_loaded() -> None:
     batches = list(TorchLoader(Squares(), batch_size=3).batches())
     assert [xb.flatten().tolist() for xb, _ in batches] == [[0, 1, 4], [9, 16, 25], [36]]
+
+
+# Bytes
+
+
+def pixels(rows: int) -> Split:
+    """Every byte, in rows of 32 that tell their own number."""
+    x = (torch.arange(rows)[:, None] + 8 * torch.arange(32)).to(torch.uint8)
+    return Split(x, torch.arange(rows))
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 7, 300])
+def test_bytes_come_as_the_floats_that_scaling_all_beforehand_gives(
+    kind: Callable[..., Loader], shuffle: bool, batch_size: int
+) -> None:
+    kept = pixels(256)
+    scaled = Split(kept.x.float().div(255), kept.y)
+    options = {"batch_size": batch_size, "shuffle": shuffle, "seed": 5}
+    one, other = (list(kind(split, **options).batches(1)) for split in (kept, scaled))
+    assert {xb.dtype for xb, _ in one} == {torch.float32}
+    assert equal(one, other)
+
+
+def test_gathering_rows_scales_bytes_and_leaves_the_rest() -> None:
+    kept, index = pixels(256), torch.tensor([3, 255, 3])
+    xb, yb = gather(kept.x, kept.y, index)
+    assert torch.equal(xb, kept.x[index].float() / 255)
+    assert torch.equal(yb, index)
+    assert torch.equal(gather(kept.y, kept.y, index)[0], index)
+
+
+def test_the_bytes_of_ones_own_dataset_are_left_to_it() -> None:
+    class Tokens(Squares):
+        def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+            return torch.tensor([row], dtype=torch.uint8), torch.tensor(row)
+
+    xb, _ = next(TorchLoader(Tokens(), batch_size=3).batches())
+    assert xb.dtype == torch.uint8
+
+
+def test_mnist_as_bytes_gives_the_batches_of_mnist_bit_for_bit(mnist: Data) -> None:
+    kept = load(as_bytes=True)
+    for name, split in vars(mnist).items():
+        if isinstance(split, Split):
+            other: Split = getattr(kept, name)
+            assert other.x.dtype == torch.uint8
+            one = TensorLoader(split, batch_size=999, shuffle=True)
+            assert equal(
+                list(one.batches()),
+                list(TensorLoader(other, batch_size=999, shuffle=True).batches()),
+            )
+
+
+# megabytes that loading added at its peak, and that stayed
+GROWTH = """
+import sys
+import torch
+from experiments.data.mnist import load
+
+def memory(name):
+    [line] = [line for line in open("/proc/self/status") if line.startswith(name)]
+    return int(line.split()[1]) // 1024
+
+torch.zeros(10).add(1)
+before = memory("VmRSS:")
+data = load(as_bytes=sys.argv[1] == "true")
+print(memory("VmHWM:") - before, memory("VmRSS:") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it there")
+@pytest.mark.parametrize(("as_bytes", "held"), [("true", 55), ("false", 220)])
+def test_loading_mnist_takes_little_more_than_what_stays(as_bytes: str, held: int) -> None:
+    """The rows are 55 MB as bytes and 220 MB as floats; unpacking takes a copy of the bytes."""
+    completed = subprocess.run(
+        [sys.executable, "-c", GROWTH, as_bytes], capture_output=True, text=True, check=True
+    )
+    peak, stayed = map(int, completed.stdout.split())
+    assert held - 5 < stayed < held + 45
+    assert peak < held + 100
+
+
+def test_a_run_on_bytes_has_the_bits_of_the_run_on_floats(
+    compose: Callable[[list[str]], dict[str, Any]], tiny: Data, tmp_path: Path
+) -> None:
+    config = compose(SMALL)
+
+    def as_bytes(split: Split) -> Split:
+        return Split((split.x * 255).round().byte(), split.y)
+
+    kept = Data(*(as_bytes(split) for split in (tiny.train, tiny.valid, tiny.test)))
+    go_on(tmp_path / "floats", config, tiny)
+    go_on(tmp_path / "bytes", config, kept)
+    assert lines(tmp_path / "bytes") == lines(tmp_path / "floats")

@@ -86,6 +86,7 @@ TEXT = Rule("a text", lambda value: isinstance(value, str) and value != "")
 SCHEMA: Mapping[str, Rule] = {
     "seed": number(low=0, below=2**63, whole=True),
     "data.path": or_null(TEXT),
+    "data.as_bytes": FLAG,
     "loader.batch_size": COUNT,
     "loader.shuffle": FLAG,
     "loader.drop_last": FLAG,
@@ -112,6 +113,9 @@ SCHEMA: Mapping[str, Rule] = {
     "trainer.log_every": COUNT,
     "trainer.clip_norm": or_null(number(above=0)),
     "trainer.accumulate": COUNT,
+    "trainer.compile": FLAG,
+    "trainer.precision": choice("float32", "bfloat16"),
+    "trainer.matmul_precision": choice("highest", "high", "medium"),
     "trainer.monitor": choice("loss/valid", "accuracy/valid"),
     "checkpoint.every_steps": or_null(COUNT),
     "checkpoint.every_seconds": or_null(number(above=0)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # so that a damaged file is told before torch is imported
@@ -12,9 +14,9 @@ if TYPE_CHECKING:  # so that a damaged file is told before torch is imported
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of inputs and their targets.
+    """Rows of inputs and their targets, in memory; `arrays.MappedSplit` has them in files.
 
-    x: float32 (rows, ...)
+    x: float32 (rows, ...), or uint8, which the loaders scale to float32 in [0, 1]
     y: int64 (rows,) for classes
     """
 
@@ -23,6 +25,22 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def block(self) -> int | None:
+        """The number of neighbouring rows that a shuffle moves as one; None: it need not."""
+        return None
+
+    def to(self, device: str) -> Split:
+        """The rows on a device."""
+        return Split(self.x.to(device), self.y.to(device))
+
+    def walk(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+        """The row numbers of each batch, int64 (batch,), out of those of each window."""
+        return chain.from_iterable(windows)
+
+    def release(self) -> None:
+        """Give back the memory of what was read and can be read again: here nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,4 +57,7 @@ class Data:
         from experiments.fingerprint import fingerprint
 
         splits = {"train": self.train, "valid": self.valid, "test": self.test}
-        return {name: fingerprint(vars(split)) for name, split in splits.items()}
+        return {
+            name: fingerprint({"x": split.x, "y": split.y}, split.release)
+            for name, split in splits.items()
+        }

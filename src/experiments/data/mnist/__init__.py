@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments.data import Data, Split
 from experiments.data.idx import Idx, check, parse, read_bytes
 from experiments.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VALID_ROWS = 10_000
 
@@ -24,15 +29,16 @@ FILES = {  # sha256
 # fmt: on
 
 
-def load(path: str | None = None) -> Data:
+def load(path: str | None = None, as_bytes: bool = False) -> Data:
     """The canonical training file as 50,000 rows to train on and its last 10,000 to validate,
     and the 10,000 rows of the test file.
 
-    x: float32 (rows, 784) in [0, 1]; y: int64 (rows,) in 0..9
+    x: float32 (rows, 784) in [0, 1], or uint8 as the loaders scale it; y: int64 (rows,) in 0..9
 
     path: a folder with the four gzipped files; the copy inside the package where it is None.
         It may hold other rows in the same format (Fashion-MNIST does); a file of exactly the
         size of the package's own is taken for a copy of it, whose sha256 is checked.
+    as_bytes: keep x as uint8.
 
     Raises UsageError naming the file that is missing or damaged, before torch is imported where
     that shows without unpacking it: in sha256, header or length.
@@ -49,15 +55,17 @@ def load(path: str | None = None) -> Data:
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor() as pool:
-        unpacked = [
+        futures = [
             pool.submit(parse, file, content, dimensions)
             for file, (content, dimensions) in contents.items()
         ]
         # zlib works outside the interpreter's lock, so this import, needed anyway, hides it
         import torch  # noqa: F401
 
-        train_x, train_y, test_x, test_y = (future.result() for future in unpacked)
-    train, test = split(folder, train_x, train_y), split(folder, test_x, test_y)
+        unpacked = [future.result() for future in futures]
+    del futures  # they hold the bytes, each of which goes when it is no longer needed
+    test = split(folder, as_bytes, labels=unpacked.pop(), images=unpacked.pop())
+    train = split(folder, as_bytes, labels=unpacked.pop(), images=unpacked.pop())
     if len(train) <= VALID_ROWS:
         raise UsageError(
             f"data.path={folder}: {len(train)} training rows, expected more than {VALID_ROWS}"
@@ -69,16 +77,21 @@ def load(path: str | None = None) -> Data:
     )
 
 
-def split(folder: Path, images: Idx, labels: Idx) -> Split:
-    """Images scaled from 0..255 to [0, 1] and flattened, labels as class numbers."""
-    import torch
-
+def split(folder: Path, as_bytes: bool, *, images: Idx, labels: Idx) -> Split:
+    """Images flattened, scaled from 0..255 to [0, 1] but for bytes; labels as class numbers."""
     rows, height, width = images.shape
     if labels.shape != (rows,):
         raise UsageError(f"data.path={folder}: {rows} images but {labels.shape[0]} labels")
-    # bytearray: torch warns about memory that it may not write to
-    pixels = torch.frombuffer(bytearray(images.values), dtype=torch.uint8).view(
-        rows, height * width
-    )
-    classes = torch.frombuffer(bytearray(labels.values), dtype=torch.uint8)
-    return Split(pixels.div(255), classes.long())
+    pixels, classes = tensor(images).view(rows, height * width), tensor(labels)
+    # in place, since uint8.div(255) would first make a float copy beside its result
+    return Split(pixels if as_bytes else pixels.float().div_(255), classes.long())
+
+
+def tensor(array: Idx) -> Tensor:
+    """Its values as a tensor, uint8 (n,), that shares their memory."""
+    import torch
+
+    with warnings.catch_warnings():
+        # Python takes bytes for unchangeable; nobody else holds these
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.frombuffer(array.values, dtype=torch.uint8)
