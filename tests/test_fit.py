@@ -60,8 +60,8 @@ def run_fit(
     epochs: int,
     model: nn.Module,
     opt: Optimizer,
-    train_loader: Loader,
-    valid_loader: Loader,
+    train_loader: Loader[Any],
+    valid_loader: Loader[Batch],
     **others: Any,
 ) -> tuple[Recorder, Metrics]:
     recorder = Recorder()
@@ -383,7 +383,7 @@ def test_fit_with_accumulated_batches_follows_fit_with_large_ones_to_a_smaller_l
     small, big = (
         (loaders(tiny, size), SGD(m.parameters(), lr=0.1)) for size, m in ((20, one), (60, other))
     )
-    accumulated, _ = run_fit(3, one, small[1], *small[0], accumulated=3)
+    accumulated, _ = run_fit(3, one, small[1], *small[0], at_once=3)
     plain, _ = run_fit(3, other, big[1], *big[0])
     for a, b in zip(weights(one), weights(other), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -597,7 +597,7 @@ def test_a_fit_that_was_stopped_goes_on_with_its_state_to_the_same_bits(
 def test_due_saves_inside_an_epoch_and_each_epochs_end_is_saved_once(tiny: Data) -> None:
     model = small_model()
     opt = SGD(model.parameters(), lr=0.1)
-    recorder, _ = run_fit(2, model, opt, *loaders(tiny), due=lambda step: step % 3 == 0)
+    recorder, _ = run_fit(2, model, opt, *loaders(tiny), due=lambda step, taken: step % 3 == 0)
     assert [(state.epoch, state.batch) for state, _ in recorder.saved] == [
         (0, 3), (1, 0), (1, 3), (2, 0),
     ]  # fmt: skip

@@ -57,9 +57,9 @@ class Checkpoints:
         self.every_steps, self.every_seconds, self.keep = every_steps, every_seconds, keep
         self._saved_at = time.monotonic()
 
-    def due(self, step: int) -> bool:
-        """Whether a checkpoint is due after this step."""
-        if self.every_steps is not None and step % self.every_steps == 0:
+    def due(self, step: int, taken: int = 1) -> bool:
+        """Whether a checkpoint is due after this step, the last of so many taken at once."""
+        if self.every_steps is not None and step % self.every_steps < taken:
             return True
         elapsed = time.monotonic() - self._saved_at
         return self.every_seconds is not None and elapsed >= self.every_seconds

@@ -47,14 +47,14 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
     import torch
 
     from experiments.build import build
-    from experiments.fit import Loader, evaluate
+    from experiments.fit import Batch, Loader, evaluate
     from experiments.job import load_data
     from experiments.tracking import log_image
 
     rows = getattr(load_data(saved.config), split)
     size = 2 * saved.config["loader"]["batch_size"]
     loader = cast(
-        Loader,
+        Loader[Batch],
         build(saved.config, "loader", rows, batch_size=size, shuffle=False, drop_last=False),
     )
     loss, accuracy = evaluate(saved.model, build(saved.config, "loss"), loader)

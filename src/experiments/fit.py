@@ -4,8 +4,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,25 @@ from experiments.errors import Diverged, Interrupted
 LossFunc = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
 Metrics = dict[str, float]
+Item = TypeVar("Item", covariant=True)
 
 
-class Loader(Protocol):
+class Loader(Protocol[Item]):
     """Batches of a split, by epoch and by number within the epoch; `len` counts them."""
 
     def __len__(self) -> int: ...
-    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]: ...
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Item]: ...
+
+
+class Step(NamedTuple):
+    """An optimizer step that was taken: its mean loss, float32 (), on how many rows and batches,
+    and with which learning rate.
+    """
+
+    loss: Tensor
+    rows: int
+    batches: int
+    lr: float
 
 
 class Scheduler(Protocol):
@@ -90,8 +103,21 @@ def accumulate(
     return total, rows
 
 
+def eager_steps(
+    model: nn.Module, loss_func: LossFunc, opt: Optimizer, scheduler: Scheduler, group: list[Batch]
+) -> list[Step]:
+    """One step on a group of batches, and the scheduler's after it."""
+    lr = opt.param_groups[0]["lr"]
+    if len(group) == 1:
+        loss, rows = loss_batch(model, loss_func, *group[0], opt)
+    else:
+        loss, rows = accumulate(model, loss_func, group, opt)
+    scheduler.step()
+    return [Step(loss, rows, len(group), lr)]
+
+
 @torch.no_grad()
-def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[float, float]:
+def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader[Batch]) -> tuple[float, float]:
     """The mean loss over all rows, each batch weighted by its size, and the fraction of rows
     whose largest logit is the target.
     """
@@ -116,29 +142,34 @@ def fit(
     model: nn.Module,
     loss_func: LossFunc,
     opt: Optimizer,
-    train_loader: Loader,
-    valid_loader: Loader,
+    train_loader: Loader[Any],
+    valid_loader: Loader[Batch],
     *,
     scheduler: Scheduler,
     state: State,
     log: Callable[[int, int, Metrics], None],
     save: Callable[[State, bool], None],
-    due: Callable[[int], bool] = lambda step: False,
+    due: Callable[[int, int], bool] = lambda step, taken: False,
     stopped: Callable[[], int | None] = lambda: None,
     progress: Progress,
     monitor: str = "loss/valid",
     log_every: int = 100,
-    accumulated: int = 1,
+    steps: Callable[[list[Any]], list[Step]] | None = None,
+    at_once: int = 1,
 ) -> Metrics:
     """Train until `epochs` epochs are done, from wherever `state` stands; returns the best metrics.
 
     log: is given step, epoch (from 1) and numbers: `loss/train` and `lr` every `log_every` steps,
         `loss/train_epoch`, `loss/valid`, `accuracy/valid` and `throughput` at each epoch's end.
     save: is given the state, and whether it is the best so far, at each epoch's end, when `due`
-        says so after a step, and when `stopped` gives the number of a signal.
+        (given the last step and how many were taken at once) says so, and when `stopped` gives
+        the number of a signal.
+    steps: takes optimizer steps, and the scheduler's, on `at_once` of what `train_loader` gives,
+        or on what is left at the epoch's end; by default one, eager, on all of them.
 
     Raises Interrupted after a signal, Diverged when a logged loss is not finite.
     """
+    steps = steps or partial(eager_steps, model, loss_func, opt, scheduler)
     device = next(iter(model.parameters())).device
     loss_sum = torch.tensor(state.loss, dtype=torch.float64, device=device)
 
@@ -156,22 +187,20 @@ def fit(
         started, rows_before = time.perf_counter(), state.epoch_rows + state.rows
         model.train()
         batches = train_loader.batches(state.epoch, state.batch)
-        while group := list(islice(batches, accumulated)):
-            if accumulated == 1:
-                loss, rows = loss_batch(model, loss_func, *group[0], opt)
-            else:
-                loss, rows = accumulate(model, loss_func, group, opt)
-            loss_sum.add_(loss, alpha=rows)
-            state.step += 1
-            state.batch += len(group)
-            state.rows += rows
-            state.lr = opt.param_groups[0]["lr"]
-            progress.advance(state.epoch + 1, state.batch, rows, loss)
-            if state.step % log_every == 0:
-                log_train()
-            scheduler.step()
+        while group := list(islice(batches, at_once)):
+            taken = steps(group)
+            for loss, rows, size, lr in taken:
+                loss_sum.add_(loss, alpha=rows)
+                state.step += 1
+                state.batch += size
+                state.rows += rows
+                state.lr = lr
+                progress.advance(state.epoch + 1, state.batch, rows, loss)
+                if state.step % log_every == 0:
+                    log_train()
             signal_number = stopped()
-            if signal_number or (state.batch < len(train_loader) and due(state.step)):
+            inside = state.batch < len(train_loader)
+            if signal_number or (inside and due(state.step, len(taken))):
                 state.loss = loss_sum.item()
                 save(state, False)
             if signal_number:

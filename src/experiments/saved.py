@@ -55,15 +55,15 @@ def load_run(
     """
     path = Path(path)
     config = read_config(path, trust)
-    from experiments.build import build
     from experiments.checkpoint import Checkpoints, restoring
+    from experiments.models import build_model
 
     check_objects(config, trust)
     checkpoints = Checkpoints(path / "checkpoints")
     content = checkpoints.load(checkpoint) or checkpoints.load("last")
     if content is None:
         raise UsageError(f"{path}: has no checkpoint yet; resume={path} goes on with it")
-    model: nn.Module = build(config, "model")
+    model = build_model(config)
     with restoring(path):
         model.load_state_dict(content["model"])
     return SavedRun(

@@ -22,6 +22,8 @@ from experiments.data import Data, Split
 from experiments.errors import Diverged, UsageError
 from experiments.fingerprint import fingerprint
 from experiments.fit import State, evaluate, fit
+from experiments.loader import scaled
+from experiments.models import build_model
 from experiments.progress import Shown
 from experiments.run import Run, config_text, packages
 from experiments.streams import global_state, restore_global_state, seed_global
@@ -48,7 +50,7 @@ def train(
     device = prepare_torch(trainer)
 
     seed_global(seed, "init")
-    model: nn.Module = build(config, "model").to(device)
+    model = build_model(config, device)
     loss_func: nn.Module = build(config, "loss").to(device)
     train_loader = build(config, "loader", data.train, seed=seed, device=device)
     once = {"batch_size": 2 * config["loader"]["batch_size"], "shuffle": False, "drop_last": False}
@@ -82,7 +84,15 @@ def train(
             opt.load_state_dict(saved["optimizer"])
             scheduler.load_state_dict(saved["scheduler"])
 
-    describe(run, data, environment(device, trainer), fingerprint(model.state_dict()))
+    surroundings = environment(device, trainer)
+    compiled = None
+    if trainer["compile"]:
+        from experiments.compiled import CompiledSteps  # its imports take a second
+
+        limits = {"accumulated": trainer["accumulate"], "clip_norm": trainer["clip_norm"]}
+        compiled = CompiledSteps(model, loss_func, opt, scheduler, train_loader, **limits)
+        surroundings["compiled"] = compiled.key
+    describe(run, data, surroundings, fingerprint(model.state_dict()))
     tracker = Tracker(run.path, state.step, positions)
     if saved is None:
         tracker.text("config", f"```yaml\n{config_text(config).decode()}```")
@@ -112,7 +122,7 @@ def train(
             model,
             loss_func,
             opt,
-            train_loader,
+            compiled or train_loader,
             valid_loader,
             scheduler=scheduler,
             state=state,
@@ -123,7 +133,8 @@ def train(
             progress=shown,
             monitor=trainer["monitor"],
             log_every=trainer["log_every"],
-            accumulated=trainer["accumulate"],
+            steps=compiled,
+            at_once=compiled.at_once if compiled else trainer["accumulate"],
         )
     except Diverged:
         tracker.hparams_end(success=False)
@@ -172,6 +183,7 @@ def prepare_torch(trainer: dict[str, Any]) -> str:
     """
     lazy_dynamo.install()
     torch.set_num_threads(trainer["threads"])
+    torch.set_float32_matmul_precision(trainer["matmul_precision"])
     # read by cuBLAS at its first use; torch's notes on reproducibility name the value
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     # use_deterministic_algorithms sets the same flag, and imports the compiler for a second
@@ -186,7 +198,7 @@ def prepare_torch(trainer: dict[str, Any]) -> str:
 def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:
     """Raise UsageError where the model does not take the data or the loss does not take both."""
     device = next(model.parameters()).device
-    x, y = split.x[:2].to(device), split.y[:2].to(device)
+    x, y = scaled(split.x[:2]).to(device), split.y[:2].to(device)
     try:
         with torch.no_grad():
             logits = model.eval()(x)
