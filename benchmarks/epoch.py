@@ -7,36 +7,46 @@ project does too. Prints the median of the ratios, and of each one's seconds an 
 """
 
 import contextlib
+import gc
 import io
+import itertools
 import json
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import hydra
 import torch
 from torch import nn
 
 from experiments import config as schema
+from experiments import progress
 from experiments import run as runs
 from experiments.data import Data
 from experiments.job import load_data
 from experiments.train import train
 
 
-def bare_epochs(data: Data, epochs: int, batch_size: int, lr: float, momentum: float) -> float:
-    """Seconds an epoch of the loop that one would write by hand, validation included."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
+def mlp() -> nn.Module:
+    """The net of the main job."""
+    return nn.Sequential(
         *(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 10))
     )
+
+
+def bare_loop(
+    model: nn.Module, data: Data, batch_size: int, lr: float, momentum: float
+) -> Iterator[float]:
+    """The loop that one would write by hand, epoch after epoch: each one's validation accuracy."""
     loss_func = nn.CrossEntropyLoss()
     opt = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
     x, y = data.train.x, data.train.y
-    started = time.perf_counter()
-    for _ in range(epochs):
+    while True:
         model.train()
         for rows in torch.randperm(len(y)).split(batch_size):
             loss = loss_func(model(x[rows]), y[rows])
@@ -44,36 +54,60 @@ def bare_epochs(data: Data, epochs: int, batch_size: int, lr: float, momentum: f
             opt.step()
             opt.zero_grad()
         model.eval()
+        loss_sum, correct = 0.0, 0
         with torch.no_grad():
             batches = data.valid.x.split(2 * batch_size), data.valid.y.split(2 * batch_size)
             for xb, yb in zip(*batches, strict=True):
                 logits = model(xb)
-                loss_func(logits, yb).item(), (logits.argmax(1) == yb).sum().item()
+                loss_sum += loss_func(logits, yb).item() * len(yb)
+                correct += (logits.argmax(1) == yb).sum().item()
+        yield correct / len(data.valid)
+
+
+def bare_epochs(data: Data, epochs: int, batch_size: int, lr: float, momentum: float) -> float:
+    """Seconds an epoch of the bare loop on the main job's net, validation included."""
+    torch.manual_seed(0)
+    loop = bare_loop(mlp(), data, batch_size, lr, momentum)
+    started = time.perf_counter()
+    for _ in itertools.islice(loop, epochs):
+        pass
     return (time.perf_counter() - started) / epochs
+
+
+def project(
+    data: Data,
+    overrides: list[str],
+    show: Callable[[int, int], progress.Shown],
+    model: dict[str, Any] | None = None,
+) -> None:
+    """A run as the command line's, everything on, in a directory that is removed again.
+
+    show: as in `train`: it hears when fitting begins, when an epoch ends and when all is done.
+    model: stands in the config for the model.
+    """
+    with hydra.initialize_config_dir(str(schema.CONF), "experiments", version_base="1.3"):
+        config = schema.validate(hydra.compose("config", overrides))
+    config["model"] = model or config["model"]
+    gc.freeze()  # as job.go does
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, data, runs.start(Path(folder), config, overrides), show=show)
 
 
 def project_epochs(data: Data, overrides: list[str], epochs: int) -> float:
     """Seconds an epoch of the project's, from the first step to the last checkpoint."""
-    with hydra.initialize_config_dir(str(schema.CONF), "experiments", version_base="1.3"):
-        config = schema.validate(hydra.compose("config", [*overrides, f"trainer.epochs={epochs}"]))
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        run = runs.start(Path(folder), config, overrides)
-        stamps = []
-        import experiments.train as module
+    stamps = []
 
-        fit = module.fit
+    def show(epochs: int, batches: int) -> progress.Shown:
+        shown = progress.show(epochs, batches)
+        stamps.append(time.perf_counter())
+        return SimpleNamespace(
+            advance=shown.advance,
+            epoch_end=shown.epoch_end,
+            close=lambda: stamps.append(time.perf_counter()),
+        )
 
-        def timed_fit(*args, **kwargs):  # type: ignore[no-untyped-def]
-            stamps.append(time.perf_counter())
-            result = fit(*args, **kwargs)
-            stamps.append(time.perf_counter())
-            return result
-
-        module.fit = timed_fit
-        try:
-            train(config, data, run)
-        finally:
-            module.fit = fit
+    with contextlib.redirect_stdout(io.StringIO()):
+        project(data, [*overrides, f"trainer.epochs={epochs}"], show)
     return (stamps[1] - stamps[0]) / epochs
 
 

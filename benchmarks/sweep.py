@@ -2,9 +2,10 @@
 
     python benchmarks/sweep.py [rounds]
 
-This project's launcher against Hydra's basic launcher with the loop one writes by hand, against
-Hydra's joblib launcher running this project in two jobs (pip install hydra-joblib-launcher), and
-against the sum of the bare loops' times, in one process, over the cores. Prints the medians.
+This project's launcher against itself with trainer.compile=true (nothing compiled before), against
+Hydra's basic launcher with the loop one writes by hand, against Hydra's joblib launcher running
+this project in two jobs (pip install hydra-joblib-launcher), and against the sum of the bare
+loops' times, in one process, over the cores. Prints the medians.
 """
 
 import json
@@ -46,9 +47,13 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     data = load()
     torch.set_num_threads(1)
-    times: dict[str, list[float]] = {"ours": [], "bare": [], "joblib": [], "basic": []}
+    names = ("ours", "compiled", "bare", "joblib", "basic")
+    times: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         times["ours"].append(wall(ours, {}))
+        with tempfile.TemporaryDirectory() as folder:
+            empty = {"XDG_CACHE_HOME": folder, "TORCHINDUCTOR_CACHE_DIR": folder}
+            times["compiled"].append(wall([*ours, "trainer.compile=true"], empty))
         bare = [
             bare_epochs(data, EPOCHS, int(size), float(lr), 0.9) * EPOCHS
             for lr in LRS
