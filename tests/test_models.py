@@ -1,19 +1,24 @@
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from saved_runs import SMALL, go_on, record
 from torch import nn
 
 from experiments.build import build
 from experiments.config import CONF
 from experiments.data import Data, Split
 from experiments.errors import UsageError
-from experiments.models import mlp
-from experiments.train import check_fit
+from experiments.fit import evaluate
+from experiments.loader import TensorLoader
+from experiments.models import build_model, mlp
+from experiments.saved import load_run
+from experiments.train import check_fit, prepare_torch
 
 widths = st.lists(st.integers(1, 20), max_size=4)
 
@@ -54,6 +59,7 @@ def test_the_default_model_has_136074_parameters(
 
 
 def test_relu_stands_between_the_layers_and_none_behind_the_last() -> None:
+    torch.manual_seed(0)
     model = mlp(3, [4], 2)
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
     first, last = model[0], model[-1]
@@ -121,3 +127,62 @@ def test_classes_beyond_the_models_outputs_are_told_even_where_the_first_rows_ha
     rows = Split(tiny.train.x, tiny.train.y.sort().values)
     with pytest.raises(UsageError, match=r"^model.out_features=9: the data has 10 classes"):
         check_fit(config, build(config, "model"), nn.CrossEntropyLoss(), rows)
+
+
+# trainer.precision
+
+
+@pytest.fixture
+def halved(compose: Callable[[list[str]], dict[str, Any]]) -> tuple[nn.Module, nn.Module]:
+    """The model in float32 and in bfloat16, with the same weights."""
+    models = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        models.append(build_model(compose([f"trainer.precision={precision}"])))
+    return models[0], models[1]
+
+
+def test_bfloat16_leaves_weights_and_logits_in_float32(
+    halved: tuple[nn.Module, nn.Module], tiny: Data
+) -> None:
+    _, model = halved
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    logits = model(tiny.train.x)
+    logits.sum().backward()
+    assert logits.dtype == torch.float32
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}
+
+
+def test_bfloat16_logits_are_the_float32_ones_to_its_rounding_and_no_closer(
+    halved: tuple[nn.Module, nn.Module], tiny: Data
+) -> None:
+    exact, rounded = (model(tiny.train.x) for model in halved)
+    distance = (exact - rounded).abs().max() / exact.abs().max()
+    assert 1e-5 < distance < 2**-6
+
+
+def test_a_saved_run_computes_in_the_precision_that_it_was_trained_in(
+    compose: Callable[[list[str]], dict[str, Any]], tiny: Data, tmp_path: Path
+) -> None:
+    config = compose([*SMALL, "trainer.precision=bfloat16"])
+    go_on(tmp_path / "run", config, tiny)
+    model = load_run(tmp_path / "run", "last").model
+    loss, accuracy = evaluate(
+        model, nn.CrossEntropyLoss(), TensorLoader(tiny.valid, batch_size=144)
+    )
+    told = record(tmp_path / "run")["metrics"]["last"]
+    assert (loss, accuracy) == (told["loss/valid"], told["accuracy/valid"])
+    plain = build(config, "model")
+    plain.load_state_dict(model.state_dict())
+    assert (
+        evaluate(plain, nn.CrossEntropyLoss(), TensorLoader(tiny.valid, batch_size=144))[0] != loss
+    )
+
+
+def test_the_precision_of_products_is_that_of_the_last_run_begun(
+    compose: Callable[[list[str]], dict[str, Any]],
+) -> None:
+    prepare_torch(compose(["trainer.matmul_precision=medium"])["trainer"])
+    assert torch.get_float32_matmul_precision() == "medium"
+    prepare_torch(compose([])["trainer"])
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import random
+import signal
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -147,7 +148,7 @@ class CompiledSteps:
         self.unrolled = max(1, ROWS_AT_ONCE // self.rows)
         self.at_once = self.unrolled * accumulated
         self.whole = LossOf(model, loss_func)
-        trained = set(self.group["params"])
+        trained = {p for p in self.group["params"] if p.requires_grad}
         self.names = [name for name, p in self.whole.named_parameters() if p in trained]
         tensors = dict([*self.whole.named_parameters(), *self.whole.named_buffers()])
         self.others = [name for name in tensors if name not in self.names]
@@ -156,8 +157,14 @@ class CompiledSteps:
             if not opt.state[p]:
                 opt.state[p].update(self.update.state(self.group, p))
         states = [dict(opt.state[p]) for p in parameters]
-        self.count = int(states[0]["step"].item()) if "step" in states[0] else 0
+        # a parameter that the loss does not depend on has no steps
+        self.count = max(int(state["step"]) if "step" in state else 0 for state in states)
         self.device = parameters[0].device
+        if loader.x.device != self.device:
+            raise UsageError(
+                "trainer.compile=true: mapped files stay on the CPU, as the model must; "
+                "use trainer.device=cpu or trainer.compile=false"
+            )
         shape = (self.unrolled, accumulated, loader.rows.batch_size)
         numbers = [self.update.numbers(self.group, 1)] * self.unrolled
         inputs = (
@@ -337,9 +344,9 @@ def trace(steps: Callable[..., Tensor], inputs: tuple[Any, ...]) -> torch.fx.Gra
 def key_of(graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> str:
     """A sha256, in hex, over all that the compiled code depends on."""
     shapes = [(t.dtype, tuple(t.shape), t.stride(), t.device.type) for t in tree_leaves(inputs)]
-    constants = {name: t for name, t in vars(graph).items() if isinstance(t, Tensor)}
+    constants = fingerprint(graph.state_dict())  # tensors that forward makes out of numbers
     parts = (
-        *(graph.code, shapes, fingerprint(constants), OPTIONS, torch.get_num_threads()),
+        *(graph.code, shapes, constants, OPTIONS, torch.get_num_threads()),
         *(torch.__version__, torch.backends.cpu.get_cpu_capability(), processor(), compiler()),
         *(torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()),
     )
@@ -371,10 +378,22 @@ def compiler() -> str:
 
 
 def cache() -> Path:
-    """Where compiled steps are kept; what lies there is executed, so it is the user's alone."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "experiments"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Where compiled steps are kept; what lies there is executed, so it is the user's alone.
+
+    Raises UsageError where it cannot be written.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # one that is not absolute is to be passed over, says the XDG specification
+    folder = (home if home.is_absolute() else Path.home() / ".cache") / "experiments"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} cannot be written")
+    except OSError as error:
+        raise UsageError(
+            f"trainer.compile=true: {error}; have XDG_CACHE_HOME name a folder that can be "
+            "written, or use trainer.compile=false"
+        ) from None
     return folder
 
 
@@ -395,20 +414,26 @@ def compile_once(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...])
             file.unlink()
         print("compiling the step, once for its shapes: some 10 to 20 seconds", flush=True)
         made = folder / f"{key}.pt2"
+        # Ctrl-C goes to the compiler's processes, too; one that tries out what the processor can
+        # do would seem to have found less, and the package would be another one
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the compiler's own making
                 exported = torch.export.export(graph, inputs)
+                # a copy: the compiler adds options of its own, and the next key would have them
                 torch._inductor.aoti_compile_and_package(
-                    exported, package_path=str(made), inductor_configs=OPTIONS
+                    exported, package_path=str(made), inductor_configs={**OPTIONS}
                 )
+            check(graph, load(made, inputs[3].device), inputs)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise UsageError(
                 f"trainer.compile=true: the step cannot be compiled ({reason}); "
                 "use trainer.compile=false"
             ) from error
-        check(graph, load(made, inputs[3].device), inputs)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         package = folder / f"{key}-{digest(made)}.pt2"
         durable.write(package, made.read_bytes())
         made.unlink()

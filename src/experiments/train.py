@@ -22,7 +22,7 @@ from experiments.data import Data, Split
 from experiments.errors import Diverged, UsageError
 from experiments.fingerprint import fingerprint
 from experiments.fit import State, evaluate, fit
-from experiments.loader import scaled
+from experiments.loader import gather
 from experiments.models import build_model
 from experiments.progress import Shown
 from experiments.run import Run, config_text, packages
@@ -198,7 +198,9 @@ def prepare_torch(trainer: dict[str, Any]) -> str:
 def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:
     """Raise UsageError where the model does not take the data or the loss does not take both."""
     device = next(model.parameters()).device
-    x, y = scaled(split.x[:2]).to(device), split.y[:2].to(device)
+    # copies: the rows may lie in a file that must not be written to, as a layer in place would
+    x, y = gather(split.x, split.y, torch.arange(min(2, len(split))))
+    x, y = x.to(device), y.to(device)
     try:
         with torch.no_grad():
             logits = model.eval()(x)

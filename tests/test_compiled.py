@@ -1,0 +1,583 @@
+"""trainer.compile: the eager run's numbers to rounding, the same bits each time, one compile.
+
+A compile takes some ten seconds, so all tests share a cache folder and a few shapes of a step.
+"""
+
+import json
+import logging
+import random
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from saved_runs import assert_same_run, call, go_on, kill_after, lines, record, stop_after
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten_with_path
+
+from experiments import compiled, job, reproduce
+from experiments.checkpoint import Checkpoints
+from experiments.compiled import CompiledSteps
+from experiments.data import Data, Split
+from experiments.errors import Diverged, UsageError
+from experiments.loader import TensorLoader
+from experiments.models import mlp
+from experiments.schedulers import constant
+from experiments.train import prepare_torch
+
+# with pytest-xdist one worker runs them all, or each would compile for itself
+pytestmark = pytest.mark.xdist_group("compiled")
+
+Compose = Callable[[list[str]], dict[str, Any]]
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Various(nn.Module):
+    """BatchNorm, dropout, tied weights, a constant made in forward, frozen and unused parameters.
+
+    x: float32 (batch, 784) -> logits: float32 (batch, 10)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Linear(5, 3)  # first, so that no count of steps is taken from it
+        self.frozen = nn.Linear(784, 16).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(16)
+        self.dropout = nn.Dropout(0.3)
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.second.weight = self.first.weight
+        self.last = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.dropout(self.norm(self.frozen(x)).relu())
+        logits: Tensor = self.last(self.second(self.first(h).relu()).relu())
+        return logits * torch.tensor(1.5)
+
+
+class Convolutional(nn.Module):
+    """x: float32 (batch, 784) -> logits: float32 (batch, 10)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 5, stride=3, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.pool = nn.MaxPool2d(2)
+        self.last = nn.LazyLinear(10)
+        self.forward(torch.zeros(2, 784))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(
+            self.pool(self.norm(self.conv(x.view(-1, 1, 28, 28)))).flatten(1)
+        )
+        return logits
+
+
+OWN = ["~model.in_features", "~model.hidden", "~model.out_features", "~model.dropout"]
+# each of them is another graph, and so another compile
+VARIANTS = {
+    # two steps in one graph; of an epoch's five batches a smaller one is left
+    "sgd": [
+        *(*OWN, "model._target_=test_compiled.Various", "loader.batch_size=64"),
+        *("optimizer=sgd", "optimizer.weight_decay=0.001", "+optimizer.nesterov=true"),
+        *("scheduler=onecycle", "scheduler.cycle_momentum=true", "optimizer.lr=0.02"),
+    ],
+    # two batches make a step; what is left of an epoch is one of them and a smaller one
+    "adamw": [
+        *("model.hidden=[16]", "loader.batch_size=64", "trainer.accumulate=2"),
+        *("optimizer=adamw", "trainer.clip_norm=0.5", "optimizer.lr=0.005"),
+        *("loss.label_smoothing=0.1", "optimizer.betas=[0.8,0.99]"),
+    ],
+    # on bytes
+    "adam": [
+        *(*OWN, "model._target_=test_compiled.Convolutional", "loader.batch_size=100"),
+        *("optimizer=adam", "optimizer.weight_decay=0.01", "optimizer.lr=0.005"),
+    ],
+    "bfloat16": [
+        *("model.hidden=[16]", "loader.batch_size=100", "trainer.precision=bfloat16"),
+        *("optimizer=sgd", "optimizer.momentum=0", "scheduler=constant", "optimizer.lr=0.02"),
+    ],
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder in which all tests of this file keep what they compile."""
+    home = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        # pytest would keep each of the many lines that the compiler logs for a viewer of its own
+        patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
+        yield home / "experiments"
+
+
+@pytest.fixture(scope="module")
+def rows(tiny: Data) -> Data:
+    """313 rows to train on, which no batch size divides."""
+    return replace(tiny, train=Split(tiny.train.x[:313], tiny.train.y[:313]))
+
+
+def data_of(name: str, rows: Data) -> Data:
+    """What a variant trains on: the rows, or bytes."""
+    if name != "adam":
+        return rows
+    as_bytes = [Split((s.x * 255).byte(), s.y) for s in (rows.train, rows.valid, rows.test)]
+    return Data(*as_bytes)
+
+
+def config_of(name: str, compose: Compose, *more: str) -> dict[str, Any]:
+    """The compiled variant of a name, all of its steps logged."""
+    small = ["model=mlp_small", "trainer.epochs=2", "trainer.log_every=1", "checkpoint.keep=3"]
+    return compose([*small, *VARIANTS[name], "trainer.compile=true", *more])
+
+
+def eagerly(config: dict[str, Any]) -> dict[str, Any]:
+    """The same config without the compiler."""
+    return config | {"trainer": config["trainer"] | {"compile": False}}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(
+    request: pytest.FixtureRequest,
+    compose: Compose,
+    rows: Data,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[dict[str, Any], Data, Path]:
+    """A config, its data and the directory of its run."""
+    config, data = config_of(request.param, compose), data_of(request.param, rows)
+    path = tmp_path_factory.mktemp("compiled") / request.param
+    go_on(path, config, data)
+    return config, data, path
+
+
+def last(path: Path) -> dict[str, Any]:
+    """What the last checkpoint of a run holds."""
+    content = Checkpoints(path / "checkpoints").load()
+    assert content is not None
+    return content
+
+
+def numbers(path: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in lines(path)]
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever compiles fails."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("it compiles")
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
+
+
+# The numbers.
+
+
+def test_its_numbers_are_the_eager_ones_to_rounding(
+    variant: tuple[dict[str, Any], Data, Path], tmp_path: Path
+) -> None:
+    config, data, path = variant
+    rounding = 2e-3 if config["trainer"]["precision"] == "bfloat16" else 2e-6
+    assert go_on(tmp_path / "run", eagerly(config), data) == "finished"
+    for line, eager in zip(numbers(path), numbers(tmp_path / "run"), strict=True):
+        assert line == pytest.approx(eager, rel=rounding)
+    one, eager_one = last(path), last(tmp_path / "run")
+    for part in ("model", "optimizer", "scheduler"):
+        found = dict(tree_flatten_with_path(one[part])[0])
+        # of a parameter that is unused the eager optimizer keeps nothing
+        for at, leaf in tree_flatten_with_path(eager_one[part])[0]:
+            if isinstance(leaf, Tensor):
+                assert torch.allclose(found[at], leaf, rtol=rounding, atol=rounding)
+            else:
+                assert found[at] == leaf
+
+
+def test_after_it_the_generators_stand_where_the_eager_run_leaves_them(
+    variant: tuple[dict[str, Any], Data, Path], tmp_path: Path
+) -> None:
+    config, data, path = variant
+    go_on(tmp_path / "run", eagerly(config), data)
+    (tensors, values), (eager_tensors, eager_values) = (
+        last(path)["random"],
+        last(tmp_path / "run")["random"],
+    )
+    assert torch.equal(tensors["cpu"], eager_tensors["cpu"])
+    assert values == eager_values
+
+
+def test_frozen_and_unused_parameters_stay_and_tied_ones_stay_tied(
+    compose: Compose, rows: Data, tmp_path: Path
+) -> None:
+    config = config_of("sgd", compose)
+    go_on(tmp_path / "run", config, rows, stop_after(1))
+    before = last(tmp_path / "run")["model"]
+    go_on(tmp_path / "run", config, rows)
+    after = last(tmp_path / "run")["model"]
+    still = {name.partition(".")[0] for name in after if torch.equal(before[name], after[name])}
+    assert still == {"unused", "frozen"}
+    assert torch.equal(after["first.weight"], after["second.weight"])
+
+
+@pytest.mark.parametrize("log_every", [3, 7])
+def test_what_is_logged_between_steps_taken_at_once_is_what_is_logged_eagerly(
+    log_every: int, compose: Compose, rows: Data, tmp_path: Path
+) -> None:
+    config = config_of("sgd", compose, f"trainer.log_every={log_every}")
+    go_on(tmp_path / "run", config, rows)
+    go_on(tmp_path / "eager", eagerly(config), rows)
+    for line, eager in zip(numbers(tmp_path / "run"), numbers(tmp_path / "eager"), strict=True):
+        assert line == pytest.approx(eager, rel=2e-6)
+
+
+def test_an_lr_that_is_too_large_diverges(compose: Compose, rows: Data, tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match=r"loss/train is (nan|inf) at step \d+"):
+        go_on(tmp_path / "run", config_of("sgd", compose, "optimizer.lr=1e30"), rows)
+
+
+# The bits.
+
+
+def test_another_run_has_the_same_bits(
+    variant: tuple[dict[str, Any], Data, Path], no_compiler: None, tmp_path: Path
+) -> None:
+    config, data, path = variant
+    go_on(tmp_path / "run", config, data)
+    assert_same_run(tmp_path / "run", path)
+
+
+def test_stopped_wherever_it_can_be_it_ends_with_the_same_bits(
+    variant: tuple[dict[str, Any], Data, Path], no_compiler: None, tmp_path: Path
+) -> None:
+    config, data, path = variant
+    stops = 0
+    while go_on(tmp_path / "run", config, data, stop_after(1)) == "interrupted":
+        stops += 1
+    assert stops >= 4
+    assert_same_run(tmp_path / "run", path)
+
+
+def test_killed_anywhere_it_ends_with_the_same_bits(
+    variant: tuple[dict[str, Any], Data, Path], no_compiler: None, tmp_path: Path
+) -> None:
+    config, data, path = variant
+    config = config | {"checkpoint": config["checkpoint"] | {"every_steps": 2}}
+    for calls in (2, 3, 5):
+        run = tmp_path / str(calls)
+        go_on(run, config, data, kill_after(calls))
+        go_on(run, config, data)
+        assert_same_run(run, path)
+
+
+def test_reproduced_it_is_identical(
+    variant: tuple[dict[str, Any], Data, Path],
+    no_compiler: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _, data, path = variant
+    monkeypatch.setattr(job, "load_data", lambda config: data)
+    code = call(reproduce.main, path, "--into", tmp_path / "run", "--trust", "test_compiled")
+    told = capsys.readouterr()
+    assert code == 0, told
+    assert "identical: all" in told.out
+
+
+def test_run_json_tells_which_compiled_step_it_was(
+    variant: tuple[dict[str, Any], Data, Path], cache: Path
+) -> None:
+    key = record(variant[2])["environment"]["compiled"]
+    assert len(list(cache.glob(f"{key}-*.pt2"))) == 1
+
+
+# The cache.
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch, tiny: Data) -> Callable[..., CompiledSteps]:
+    """Makes CompiledSteps that have a key but are not compiled."""
+    monkeypatch.setattr(compiled, "compile_once", lambda key, graph, inputs: Path())
+    monkeypatch.setattr(compiled, "load", lambda package, device: None)
+
+    def make(
+        model: nn.Module | None = None,
+        opt: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+        batch_size: int = 70,
+        split: Split = tiny.train,
+        loss_func: nn.Module | None = None,
+        lr: float = 0.1,
+        **others: Any,
+    ) -> CompiledSteps:
+        model = model or mlp(784, [8], 10)
+        made, loader = opt(model.parameters(), lr=lr), TensorLoader(split, batch_size=batch_size)
+        loss_func = loss_func or nn.CrossEntropyLoss()
+        return CompiledSteps(model, loss_func, made, constant(made), loader, **others)
+
+    return make
+
+
+def sequence(middle: nn.Module) -> nn.Module:
+    """A model with something in its middle."""
+    return nn.Sequential(nn.Linear(784, 8), middle, nn.Linear(8, 10))
+
+
+class Times(nn.Module):
+    """Multiplies with a tensor made out of a number."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.tensor(self.factor)
+
+
+def decaying(decay: float) -> Callable[..., torch.optim.Optimizer]:
+    """SGD with weight decay."""
+    return lambda parameters, lr: torch.optim.SGD(parameters, lr, weight_decay=decay)
+
+
+def test_the_same_step_has_the_same_key_whatever_its_weights_and_lr(
+    steps: Callable[..., CompiledSteps],
+) -> None:
+    torch.manual_seed(1)
+    one = steps()
+    torch.manual_seed(2)
+    assert steps(lr=0.7).key == one.key
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({}, {"model": mlp(784, [9], 10)}),
+        ({}, {"model": mlp(784, [8], 10, dropout=0.1)}),
+        ({}, {"opt": torch.optim.AdamW}),
+        ({}, {"opt": decaying(0.1)}),
+        ({"opt": decaying(0.2)}, {"opt": decaying(0.1)}),
+        ({}, {"batch_size": 71}),
+        ({}, {"accumulated": 2}),
+        ({}, {"clip_norm": 1.0}),
+        ({"clip_norm": 2.0}, {"clip_norm": 1.0}),
+        ({}, {"split": Split(torch.zeros(90, 784), torch.zeros(90, dtype=torch.int64))}),
+        ({}, {"loss_func": nn.CrossEntropyLoss(label_smoothing=0.1)}),
+        ({"model": sequence(nn.ReLU())}, {"model": sequence(nn.Tanh())}),
+        ({"model": sequence(Times(2.0))}, {"model": sequence(Times(3.0))}),
+        (
+            {"model": sequence(nn.Linear(8, 8))},
+            {"model": sequence(nn.Linear(8, 8).requires_grad_(False))},
+        ),
+    ],
+    ids=lambda changed: ",".join(changed),
+)
+def test_another_step_has_another_key(
+    one: dict[str, Any], other: dict[str, Any], steps: Callable[..., CompiledSteps]
+) -> None:
+    assert steps(**one).key != steps(**other).key
+
+
+@pytest.mark.parametrize("setting", [{"threads": 2}, {"matmul_precision": "high"}], ids=str)
+def test_what_torch_is_set_to_changes_the_key(
+    setting: dict[str, Any], steps: Callable[..., CompiledSteps], compose: Compose
+) -> None:
+    trainer = compose([])["trainer"]
+    prepare_torch(trainer)
+    one = steps().key
+    prepare_torch(trainer | setting)
+    other = steps().key
+    prepare_torch(trainer)
+    assert other != one
+    assert steps().key == one
+
+
+def test_another_compiler_changes_the_key(
+    steps: Callable[..., CompiledSteps], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = steps().key
+    newer = tmp_path / "g++"
+    newer.write_text("#!/bin/sh\necho newer")
+    newer.chmod(0o755)
+    monkeypatch.setenv("CXX", str(newer))
+    assert steps().key != one
+
+
+def test_to_look_for_a_key_changes_nothing(steps: Callable[..., CompiledSteps]) -> None:
+    model = sequence(nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5)))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generators = torch.get_rng_state(), random.getstate()
+    steps(model=model)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), generators[0])
+    assert random.getstate() == generators[1]
+
+
+def test_compiling_leaves_the_compilers_options_as_they_are() -> None:
+    # the compiler wrote its own into them: the next run in the process had another key
+    assert compiled.OPTIONS == {"fallback_random": True}
+
+
+def test_a_damaged_package_is_made_anew(
+    compose: Compose,
+    rows: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    cache: Path,
+) -> None:
+    config = config_of("adamw", compose)
+    go_on(tmp_path / "one", config, rows)
+    [package] = cache.glob(f"{record(tmp_path / 'one')['environment']['compiled']}-*.pt2")
+    whole = package.read_bytes()
+    package.write_bytes(whole[:-7])
+    made = []
+
+    def compile_again(exported: object, package_path: str, inductor_configs: object) -> None:
+        # Ctrl-C goes to the whole group, and would be the end of a process that compiles
+        made.append(subprocess.check_output(["sh", "-c", "kill -INT $$; echo alive"]))
+        Path(package_path).write_bytes(whole)
+
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_again)
+    go_on(tmp_path / "two", config, rows)
+    assert made == [b"alive\n"]
+    assert package.read_bytes() == whole
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+
+
+def test_a_compiler_that_computes_something_else_is_noticed(
+    compose: Compose, rows: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    go_on(tmp_path / "one", config_of("adamw", compose), rows)
+    [wrong] = cache.glob(f"{record(tmp_path / 'one')['environment']['compiled']}-*.pt2")
+    content = wrong.read_bytes()
+
+    def compile_wrong(exported: object, package_path: str, inductor_configs: object) -> None:
+        Path(package_path).write_bytes(content)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_wrong)
+    with pytest.raises(UsageError, match="computes other numbers"):
+        go_on(tmp_path / "two", config_of("adamw", compose, "optimizer.betas=[0.8,0.5]"), rows)
+    assert not list((tmp_path / "experiments").glob("*-*.pt2"))
+
+
+# Mistakes.
+
+
+class Branching(nn.Linear):
+    """Control flow that depends on the data."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Drawing(nn.Linear):
+    """A random number that torch does not draw."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * random.random())
+
+
+LINEAR = ["~model.hidden", "~model.dropout", "model=linear"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["optimizer._target_=torch.optim.RMSprop", "~optimizer.fused"],
+            r"^optimizer\._target_=torch\.optim\.\S*RMSprop: .* knows .* SGD, Adam and AdamW; use",
+        ),
+        (["optimizer=adam", "+optimizer.amsgrad=true"], r"^optimizer\.amsgrad=True: "),
+        (["+optimizer.maximize=true"], r"^optimizer\.maximize=True: "),
+        (["loader=torch"], "takes whole tensors; use loader=tensors"),
+        (["model=linear", "model._target_=test_compiled.Branching"], "cannot be traced"),
+        (["model=linear", "model._target_=test_compiled.Drawing"], "something else each time"),
+    ],
+    ids=str,
+)
+def test_a_step_that_cannot_be_compiled_is_told_in_one_line(
+    overrides: list[str],
+    told: str,
+    compose: Compose,
+    tiny: Data,
+    tmp_path: Path,
+    no_compiler: None,
+) -> None:
+    config = compose(["trainer.compile=true", "trainer.epochs=1", *overrides])
+    with pytest.raises(UsageError, match=told) as error:
+        go_on(tmp_path / "run", config, tiny)
+    assert "trainer.compile=true" in str(error.value)
+    assert "\n" not in str(error.value)
+    go_on(tmp_path / "eager", eagerly(config), tiny)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("CXX", "/nonexistent/g++", "there is no C++ compiler /nonexistent/g++; install one"),
+        ("XDG_CACHE_HOME", "/dev/null", "/dev/null/experiments"),
+    ],
+)
+def test_what_lacks_around_it_is_told_in_one_line(
+    name: str, value: str, told: str, small_mnist_dir: Path, cli: Command, tmp_path: Path
+) -> None:
+    completed = cli(
+        *(f"data.path={small_mnist_dir}", "trainer.compile=true", "hydra.run.dir=run"),
+        env={name: value},
+    )
+    assert completed.returncode == 2
+    assert told in completed.stderr
+    assert completed.stderr.startswith("experiments: trainer.compile=true: ")
+    assert completed.stderr.count("\n") == 1
+    assert record(tmp_path / "run")["state"] == "failed"
+
+
+@pytest.mark.parametrize("home", ["", "relative"])
+def test_a_cache_home_that_is_no_absolute_path_is_passed_over(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compiled.cache() == tmp_path / ".cache" / "experiments"
+    assert compiled.cache().stat().st_mode & 0o777 == 0o700
+
+
+# Real processes.
+
+
+@pytest.fixture(scope="module")
+def sweep(
+    tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path, cli_in: Command
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A folder with a sweep of two lr, its cache in home/ and temporary files in tmp/."""
+    path = tmp_path_factory.mktemp("sweep")
+    (path / "tmp").mkdir()
+    return path, cli_in(
+        path,
+        *("-m", f"data.path={small_mnist_dir}", "trainer.compile=true", "trainer.epochs=2"),
+        *("model=mlp_small", "model.hidden=[16]", "loader.batch_size=128"),
+        *("optimizer.lr=0.01,0.02", "hydra.sweep.dir=sweep"),
+        env={"XDG_CACHE_HOME": str(path / "home"), "TMPDIR": str(path / "tmp")},
+    )
+
+
+def test_a_sweep_whose_runs_have_one_step_compiles_it_once(
+    sweep: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    path, completed = sweep
+    assert completed.returncode == 0, completed.stderr
+    assert len(list((path / "sweep").glob("*/run.json"))) == 2
+    assert len(list((path / "home/experiments").glob("*.pt2"))) == 1
+    told = [file.read_text().count("compiling") for file in path.glob("sweep/*/output.txt")]
+    assert sum(told) == 1
+
+
+def test_runs_leave_no_unpacked_packages_behind(
+    sweep: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    assert list((sweep[0] / "tmp").glob("aotinductor_*")) == []
