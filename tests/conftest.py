@@ -26,6 +26,17 @@ settings.load_profile("specification")
 # what one core does, two that are shared with others do no faster
 torch.set_num_threads(1)
 
+# The command as it is, and a word at its end if it has imported torch, which takes seconds.
+WATCHED = """
+import sys
+from experiments.__main__ import main
+try:
+    main()
+finally:
+    if "torch" in sys.modules:
+        print("torch was imported", file=sys.stderr)
+"""
+
 
 class FinishedRun(NamedTuple):
     """A run of the real command: what it printed and where it lies."""

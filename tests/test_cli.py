@@ -13,24 +13,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import FinishedRun
+from conftest import WATCHED, FinishedRun
 
 from experiments import config as schema
 from experiments.saved import read_metrics
 
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
-
-# The command as it is, and a word at its end if it has imported torch, which takes seconds.
-WATCHED = """
-import sys
-from experiments.__main__ import main
-try:
-    main()
-finally:
-    if "torch" in sys.modules:
-        print("torch was imported", file=sys.stderr)
-"""
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import FinishedRun
+from conftest import WATCHED, FinishedRun
 from hypothesis import given
 from hypothesis import strategies as st
 from saved_runs import assert_same_run, go_on, lines, record
@@ -27,17 +27,6 @@ from experiments.config import run_name
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
 Compose = Callable[[list[str]], dict[str, Any]]
-
-# The command as it is, and a word at its end if it has imported torch.
-WATCHED = """
-import sys
-from experiments.__main__ import main
-try:
-    main()
-finally:
-    if "torch" in sys.modules:
-        print("torch was imported", file=sys.stderr)
-"""
 
 # Models that fail while a file stands in the working directory, data that counts its readers,
 # and a callback of Hydra's that kills the worker before the run has a record.

@@ -2,9 +2,10 @@
 
 The step is traced into one graph, which torch's inductor compiles ahead of time. What it makes
 is kept in the user's cache under a hash of the graph and of all else that it depends on, so that
-the next process with the same step loads it within milliseconds and needs no compiler.
+the next process with the same step loads it within milliseconds.
 """
 
+import contextlib
 import gc
 import hashlib
 import math
@@ -312,6 +313,18 @@ def update_of(opt: Optimizer) -> Update:
     return UPDATES[kind]
 
 
+@contextlib.contextmanager
+def explaining(failure: str) -> Iterator[None]:
+    """Tell in one line, as UsageError, what torch could not do with a step, and why."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(
+            f"trainer.compile=true: {failure} ({reason}); use trainer.compile=false"
+        ) from error
+
+
 def trace(steps: Callable[..., Tensor], inputs: tuple[Any, ...]) -> torch.fx.GraphModule:
     """The operations of some steps as a graph; nothing is computed, and nothing changed.
 
@@ -321,13 +334,10 @@ def trace(steps: Callable[..., Tensor], inputs: tuple[Any, ...]) -> torch.fx.Gra
 
     drawn = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        graphs = [make_fx(lambda *args: steps(*args), tracing_mode="fake")(*inputs) for _ in "ab"]
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UsageError(
-            f"trainer.compile=true: the model or the loss cannot be traced ({reason}); "
-            "use trainer.compile=false"
-        ) from error
+        with explaining("the model or the loss cannot be traced"):
+            graphs = [
+                make_fx(lambda *args: steps(*args), tracing_mode="fake")(*inputs) for _ in "ab"
+            ]
     finally:
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])
@@ -409,7 +419,7 @@ def compile_once(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...])
     with (folder / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for file in folder.glob(f"{key}-*.pt2"):
-            if digest(file) == file.stem.partition("-")[2]:
+            if digest(file.read_bytes()) == file.stem.partition("-")[2]:
                 return file
             file.unlink()
         print("compiling the step, once for its shapes: some 10 to 20 seconds", flush=True)
@@ -418,24 +428,20 @@ def compile_once(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...])
         # do would seem to have found less, and the package would be another one
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the compiler's own making
-                exported = torch.export.export(graph, inputs)
-                # a copy: the compiler adds options of its own, and the next key would have them
-                torch._inductor.aoti_compile_and_package(
-                    exported, package_path=str(made), inductor_configs={**OPTIONS}
-                )
-            check(graph, load(made, inputs[3].device), inputs)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UsageError(
-                f"trainer.compile=true: the step cannot be compiled ({reason}); "
-                "use trainer.compile=false"
-            ) from error
+            with explaining("the step cannot be compiled"):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of the compiler's own making
+                    exported = torch.export.export(graph, inputs)
+                    # a copy: the compiler adds options of its own, which the next key would have
+                    torch._inductor.aoti_compile_and_package(
+                        exported, package_path=str(made), inductor_configs={**OPTIONS}
+                    )
+                check(graph, load(made, inputs[3].device), inputs)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        package = folder / f"{key}-{digest(made)}.pt2"
-        durable.write(package, made.read_bytes())
+        content = made.read_bytes()
+        package = folder / f"{key}-{digest(content)}.pt2"
+        durable.write(package, content)
         made.unlink()
         return package
 
@@ -461,9 +467,9 @@ def check(graph: torch.fx.GraphModule, package: Any, inputs: tuple[Any, ...]) ->
             raise RuntimeError("the compiler made something that computes other numbers")
 
 
-def digest(file: Path) -> str:
-    """The head of the sha256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+def digest(content: bytes) -> str:
+    """The head of a sha256."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def load(package: Path, device: torch.device) -> Any:
