@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import random
+import re
 import subprocess
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -289,6 +291,20 @@ def test_run_json_tells_which_compiled_step_it_was(
     assert len(list(cache.glob(f"{key}-*.pt2"))) == 1
 
 
+def test_a_gradient_is_added_where_its_sum_lies(
+    variant: tuple[dict[str, Any], Data, Path], cache: Path
+) -> None:
+    key = record(variant[2])["environment"]["compiled"]
+    [package] = cache.glob(f"{key}-*.pt2")
+    with zipfile.ZipFile(package) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".wrapper.cpp")]
+        source = archive.read(name).decode()
+    # in both steps those of the weights of `last`; of the tied ones each gradient is two products,
+    # and Adam adds no gradient to anything alone
+    expected = 2 if variant[0]["optimizer"]["_target_"] == "torch.optim.SGD" else 0
+    assert len(re.findall(r"addmm_out\((\w+), \1, ", source)) == expected
+
+
 # The cache.
 
 
@@ -413,7 +429,7 @@ def test_to_look_for_a_key_changes_nothing(steps: Callable[..., CompiledSteps]) 
 
 def test_compiling_leaves_the_compilers_options_as_they_are() -> None:
     # the compiler wrote its own into them: the next run in the process had another key
-    assert compiled.OPTIONS == {"fallback_random": True}
+    assert set(compiled.OPTIONS) == {"fallback_random", "memory_planning"}
 
 
 def test_a_damaged_package_is_made_anew(

@@ -34,8 +34,11 @@ from experiments.loader import TensorLoader, gather
 
 # Rows whose steps go into one graph, so that small batches share the cost of a call.
 ROWS_AT_ONCE = 128
-# dropout draws what it would draw eagerly, from the generator that checkpoints hold
-OPTIONS = {"fallback_random": True}
+OPTIONS = {
+    # dropout draws what it would draw eagerly, from the generator that checkpoints hold
+    "fallback_random": True,
+    "memory_planning": True,  # one piece of memory for all that lies between
+}
 
 
 class Update(NamedTuple):
@@ -431,10 +434,13 @@ def compile_once(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...])
             with explaining("the step cannot be compiled"):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of the compiler's own making
+                    from experiments.inplace import InPlace  # its imports take a second
+
                     exported = torch.export.export(graph, inputs)
-                    # a copy: the compiler adds options of its own, which the next key would have
                     torch._inductor.aoti_compile_and_package(
-                        exported, package_path=str(made), inductor_configs={**OPTIONS}
+                        exported,
+                        package_path=str(made),
+                        inductor_configs={**OPTIONS, "post_grad_custom_post_pass": InPlace()},
                     )
                 check(graph, load(made, inputs[3].device), inputs)
         finally:

@@ -170,17 +170,22 @@ def fit(
     Raises Interrupted after a signal, Diverged when a logged loss is not finite.
     """
     steps = steps or partial(eager_steps, model, loss_func, opt, scheduler)
-    device = next(iter(model.parameters())).device
-    loss_sum = torch.tensor(state.loss, dtype=torch.float64, device=device)
+    unread: list[Step] = []  # whose losses are still on the device
+
+    def read_losses() -> None:
+        # one after the other in double precision: the bits do not depend on when they are read
+        losses = torch.stack([step.loss for step in unread]).tolist() if unread else []
+        for loss, step in zip(losses, unread, strict=True):
+            state.loss += loss * step.rows
+        unread.clear()
 
     def log_train() -> None:
-        state.loss = loss_sum.item()
+        read_losses()
         mean = state.loss / state.rows
         log(state.step, state.epoch + 1, {"loss/train": mean, "lr": state.lr})
         state.epoch_loss += state.loss
         state.epoch_rows += state.rows
         state.loss, state.rows = 0.0, 0
-        loss_sum.zero_()
         check_finite("loss/train", mean, state.step)
 
     while state.epoch < epochs:
@@ -189,19 +194,19 @@ def fit(
         batches = train_loader.batches(state.epoch, state.batch)
         while group := list(islice(batches, at_once)):
             taken = steps(group)
-            for loss, rows, size, lr in taken:
-                loss_sum.add_(loss, alpha=rows)
+            for step in taken:
+                unread.append(step)
                 state.step += 1
-                state.batch += size
-                state.rows += rows
-                state.lr = lr
-                progress.advance(state.epoch + 1, state.batch, rows, loss)
+                state.batch += step.batches
+                state.rows += step.rows
+                state.lr = step.lr
+                progress.advance(state.epoch + 1, state.batch, step.rows, step.loss)
                 if state.step % log_every == 0:
                     log_train()
             signal_number = stopped()
             inside = state.batch < len(train_loader)
             if signal_number or (inside and due(state.step, len(taken))):
-                state.loss = loss_sum.item()
+                read_losses()
                 save(state, False)
             if signal_number:
                 raise Interrupted(signal_number)
