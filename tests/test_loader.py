@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from experiments.data import Data, Split
 from experiments.data.mnist import load
-from experiments.loader import Batch, BatchRows, TensorLoader, TorchLoader, gather
+from experiments.loader import Batch, BatchRows, TensorLoader, TorchLoader, gather, once
 from experiments.streams import derive
 
 Loader = TensorLoader | TorchLoader
@@ -179,6 +179,17 @@ class CountCalls(TorchDispatchMode):
     ) -> Any:
         self.calls[func.__name__] += 1
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "trained", "evaluated"),
+    # of small rows many; of large ones as many as fit, but always twice the training's
+    [(784, 16, 256), (784, 1000, 2000), (2**18 // 100, 16, 100), (2**20, 16, 32)],
+)
+def test_an_evaluations_batches_are_large(numbers: int, trained: int, evaluated: int) -> None:
+    split = Split(torch.zeros(1, numbers), torch.zeros(1, dtype=torch.int64))
+    options = once(split, trained)
+    assert options == {"batch_size": evaluated, "shuffle": False, "drop_last": False}
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

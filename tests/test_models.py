@@ -15,7 +15,7 @@ from experiments.config import CONF
 from experiments.data import Data, Split
 from experiments.errors import UsageError
 from experiments.fit import evaluate
-from experiments.loader import TensorLoader
+from experiments.loader import TensorLoader, once
 from experiments.models import build_model, mlp
 from experiments.saved import load_run
 from experiments.train import check_fit, prepare_torch
@@ -167,9 +167,8 @@ def test_a_saved_run_computes_in_the_precision_that_it_was_trained_in(
     config = compose([*SMALL, "trainer.precision=bfloat16"])
     go_on(tmp_path / "run", config, tiny)
     model = load_run(tmp_path / "run", "last").model
-    loss, accuracy = evaluate(
-        model, nn.CrossEntropyLoss(), TensorLoader(tiny.valid, batch_size=144)
-    )
+    rows = TensorLoader(tiny.valid, **once(tiny.valid, config["loader"]["batch_size"]))
+    loss, accuracy = evaluate(model, nn.CrossEntropyLoss(), rows)
     told = record(tmp_path / "run")["metrics"]["last"]
     assert (loss, accuracy) == (told["loss/valid"], told["accuracy/valid"])
     plain = build(config, "model")

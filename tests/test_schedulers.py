@@ -10,18 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import LRScheduler
 
 from experiments import run as runs
 from experiments.config import CONF
 from experiments.data import Data
+from experiments.fit import Scheduler
 from experiments.schedulers import constant, cosine
 from experiments.train import train
 
 fractions = st.floats(0, 1)
 
 
-def used(schedule: Callable[[SGD], LRScheduler], steps: int, lr: float = 1.0) -> list[float]:
+def used(schedule: Callable[[SGD], Scheduler], steps: int, lr: float = 1.0) -> list[float]:
     """The learning rate of each of the steps of a run."""
     opt = SGD([nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = schedule(opt)

@@ -49,14 +49,12 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
     from experiments.build import build
     from experiments.fit import Batch, Loader, evaluate
     from experiments.job import load_data
+    from experiments.loader import once
     from experiments.tracking import log_image
 
     rows = getattr(load_data(saved.config), split)
-    size = 2 * saved.config["loader"]["batch_size"]
-    loader = cast(
-        Loader[Batch],
-        build(saved.config, "loader", rows, batch_size=size, shuffle=False, drop_last=False),
-    )
+    options = once(rows, saved.config["loader"]["batch_size"])
+    loader = cast(Loader[Batch], build(saved.config, "loader", rows, **options))
     loss, accuracy = evaluate(saved.model, build(saved.config, "loss"), loader)
     with torch.no_grad():
         predicted = torch.cat([saved.model(xb).argmax(1) for xb, _ in loader.batches()])

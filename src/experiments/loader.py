@@ -18,6 +18,10 @@ from experiments.streams import derive
 
 Batch = tuple[Tensor, Tensor]
 
+# At evaluation, small rows come in batches of this many, and of no more than so many numbers.
+EVALUATED_ROWS = 256
+EVALUATED_NUMBERS = 2**18
+
 
 @dataclass(frozen=True)
 class BatchRows:
@@ -109,6 +113,14 @@ class TensorLoader:
         """The row numbers of those batches: int64 (batch,), where the tensors lie."""
         for index in self.split.walk(self.rows.windows(epoch, start)):
             yield index.to(self.x.device)
+
+
+def once(split: Split, batch_size: int) -> dict[str, Any]:
+    """Options of a loader for an evaluation: each row once, in order. As no gradients are kept,
+    its batches have at least twice the rows of the training's.
+    """
+    small = min(EVALUATED_ROWS, EVALUATED_NUMBERS // max(1, split.x[:1].numel()))
+    return {"batch_size": max(2 * batch_size, small), "shuffle": False, "drop_last": False}
 
 
 def gather(x: Tensor, y: Tensor, index: Tensor) -> Batch:

@@ -22,7 +22,7 @@ from experiments.data import Data, Split
 from experiments.errors import Diverged, UsageError
 from experiments.fingerprint import fingerprint
 from experiments.fit import State, evaluate, fit
-from experiments.loader import gather
+from experiments.loader import gather, once
 from experiments.models import build_model
 from experiments.progress import Shown
 from experiments.run import Run, config_text, packages
@@ -53,9 +53,10 @@ def train(
     model = build_model(config, device)
     loss_func: nn.Module = build(config, "loss").to(device)
     train_loader = build(config, "loader", data.train, seed=seed, device=device)
-    once = {"batch_size": 2 * config["loader"]["batch_size"], "shuffle": False, "drop_last": False}
-    valid_loader = build(config, "loader", data.valid, device=device, **once)
-    test_loader = build(config, "loader", data.test, device=device, **once)
+    valid_loader, test_loader = (
+        build(config, "loader", split, device=device, **once(split, config["loader"]["batch_size"]))
+        for split in (data.valid, data.test)
+    )
     if len(train_loader) == 0:
         raise UsageError(
             f"loader.batch_size={config['loader']['batch_size']}: drop_last leaves no batch "
