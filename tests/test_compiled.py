@@ -523,7 +523,14 @@ class Drawing(nn.Linear):
         return super().forward(x * random.random())
 
 
-LINEAR = ["~model.hidden", "~model.dropout", "model=linear"]
+class Scaling(nn.Linear):
+    """A tensor that the module does not know as its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * SCALE
+
+
+SCALE = torch.ones(10)
 
 
 @pytest.mark.parametrize(
@@ -538,6 +545,7 @@ LINEAR = ["~model.hidden", "~model.dropout", "model=linear"]
         (["loader=torch"], "takes whole tensors; use loader=tensors"),
         (["model=linear", "model._target_=test_compiled.Branching"], "cannot be traced"),
         (["model=linear", "model._target_=test_compiled.Drawing"], "something else each time"),
+        (["model=linear", "model._target_=test_compiled.Scaling"], "have register_buffer make"),
     ],
     ids=str,
 )
@@ -555,6 +563,16 @@ def test_a_step_that_cannot_be_compiled_is_told_in_one_line(
     assert "trainer.compile=true" in str(error.value)
     assert "\n" not in str(error.value)
     go_on(tmp_path / "eager", eagerly(config), tiny)
+
+
+def test_an_optimizer_with_groups_of_parameters_is_told(
+    steps: Callable[..., CompiledSteps],
+) -> None:
+    def groups(parameters: Iterator[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": [p]} for p in parameters], lr)
+
+    with pytest.raises(UsageError, match=r"^optimizer: .* one group of parameters, not 4; "):
+        steps(opt=groups)
 
 
 @pytest.mark.parametrize(

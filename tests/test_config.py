@@ -237,6 +237,8 @@ def test_cuda_where_there_is_none_names_the_remedy(compose: Compose) -> None:
         ("lr=3", "lr: unknown key; did you mean optimizer.lr?"),
         ("batch_size=3", "batch_size: unknown key; did you mean loader.batch_size?"),
         ("sed=3", "sed: unknown key; did you mean seed?"),
+        ("resum=outputs/x", "resum: unknown key; did you mean resume?"),
+        ("sweeps=first", "sweeps: unknown key; did you mean sweep?"),
         ("modle=mlp", "modle: unknown key; did you mean model?"),
         ("+optimiser=adam", "optimiser: unknown key; did you mean optimizer?"),
         ("model=mlpp", "model=mlpp: no such option; did you mean model=mlp?"),

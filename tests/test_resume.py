@@ -434,6 +434,23 @@ def test_a_process_killed_with_9_ends_with_the_same_bits(
     assert_same_run(run, unbroken)
 
 
+def test_a_run_whose_output_nobody_reads_any_more_can_be_resumed(
+    real: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    overrides, unbroken = real
+    process = Process(tmp_path, *overrides, "hydra.run.dir=run")
+    process.wait_for_epoch(2)
+    assert isinstance(process.popen.stdout, io.TextIOWrapper)
+    process.popen.stdout.close()  # as `| head` does
+    process.popen.stdout = None
+    error = process.popen.communicate()[1]
+    assert process.popen.returncode == 128 + signal.SIGPIPE
+    assert error == "interrupted; go on with: python -m experiments resume=run\n"
+    assert record(tmp_path / "run")["state"] == "interrupted"
+    assert call(entrypoint.main, f"resume={tmp_path / 'run'}") == 0
+    assert_same_run(tmp_path / "run", unbroken)
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_at_a_checkpoint_and_says_how_to_go_on(
     number: signal.Signals, code: int, real: tuple[list[str], Path], tmp_path: Path

@@ -90,6 +90,12 @@ def main() -> None:
         refuse("experiments", str(error))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        from experiments.interrupt import reader_left
+
+        if not reader_left():
+            raise
+        sys.exit(128 + signal.SIGPIPE)
     except Diverged as error:
         print(f"experiments: diverged: {error}", file=sys.stderr)
         sys.exit(1)

@@ -146,8 +146,8 @@ class CompiledSteps:
             raise UsageError("trainer.compile=true: takes whole tensors; use loader=tensors")
         self.model, self.loss_func, self.opt, self.scheduler = model, loss_func, opt, scheduler
         self.loader, self.accumulated, self.clip_norm = loader, accumulated, clip_norm
-        [self.group] = opt.param_groups
         self.update = update_of(opt)
+        [self.group] = opt.param_groups
         self.rows = accumulated * loader.rows.batch_size
         self.unrolled = max(1, ROWS_AT_ONCE // self.rows)
         self.at_once = self.unrolled * accumulated
@@ -307,6 +307,11 @@ def update_of(opt: Optimizer) -> Update:
             f"optimizer._target_={kind.__module__}.{kind.__qualname__}: trainer.compile=true "
             "knows torch.optim's SGD, Adam and AdamW; use one of them or trainer.compile=false"
         )
+    if len(opt.param_groups) > 1:
+        raise UsageError(
+            f"optimizer: trainer.compile=true takes one group of parameters, not "
+            f"{len(opt.param_groups)}; give it one or use trainer.compile=false"
+        )
     for name in UNKNOWN:
         if opt.param_groups[0].get(name):
             raise UsageError(
@@ -323,6 +328,8 @@ def explaining(failure: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
+        if "allow_non_fake_inputs" in reason:
+            reason = "it uses a tensor that is no parameter; have register_buffer make it known"
         raise UsageError(
             f"trainer.compile=true: {failure} ({reason}); use trainer.compile=false"
         ) from error
