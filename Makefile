@@ -14,7 +14,7 @@ train: $(INSTALLED)
 	$(BIN)/python -m experiments $(ARGS)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
