@@ -19,6 +19,8 @@ Batch = tuple[Tensor, Tensor]
 Metrics = dict[str, float]
 Item = TypeVar("Item", covariant=True)
 
+UNREAD = 1000  # losses that may wait on the device to be read together
+
 
 class Loader(Protocol[Item]):
     """Batches of a split, by epoch and by number within the epoch; `len` counts them."""
@@ -203,6 +205,8 @@ def fit(
                 progress.advance(state.epoch + 1, state.batch, step.rows, step.loss)
                 if state.step % log_every == 0:
                     log_train()
+                elif len(unread) == UNREAD:
+                    read_losses()
             signal_number = stopped()
             inside = state.batch < len(train_loader)
             if signal_number or (inside and due(state.step, len(taken))):

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch._inductor import ir
-from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.lowering import register_lowering
 
 aten = torch.ops.aten
@@ -53,4 +53,4 @@ class InPlace(CustomGraphPass):
 
     def uuid(self) -> Any:
         """Inductor's own cache asks what the pass is."""
-        return __name__
+        return get_hash_for_files((__file__,))
