@@ -3,6 +3,7 @@
 Whatever the run is started by, a fresh start, a resumed one or a sweep's worker, it is this.
 """
 
+import ctypes
 import inspect
 import os
 import platform
@@ -183,6 +184,7 @@ def prepare_torch(trainer: dict[str, Any]) -> str:
     asked for and torch has none.
     """
     lazy_dynamo.install()
+    keep_freed_memory()
     torch.set_num_threads(trainer["threads"])
     torch.set_float32_matmul_precision(trainer["matmul_precision"])
     # read by cuBLAS at its first use; torch's notes on reproducibility name the value
@@ -194,6 +196,18 @@ def prepare_torch(trainer: dict[str, Any]) -> str:
     if trainer["device"] == "cuda" and not torch.cuda.is_available():
         raise UsageError("trainer.device=cuda: torch finds no CUDA device; use cpu or auto")
     return "cuda" if trainer["device"] != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step frees, up to 1 GiB, for the next one. By itself it may give it
+    back to the kernel each time, as chance has it: seen were 140,000 page faults an epoch, which
+    took half of it. Blocks from 32 MiB on still come and go alone. Elsewhere nothing is done.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_threshold = -1, -3  # as <malloc.h> numbers them
+        mallopt(trim_threshold, 2**30)
+        mallopt(mmap_threshold, 2**25)
 
 
 def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:
