@@ -322,11 +322,9 @@ def _nearest_key(
     above = key.rpartition(".")[0]
     if not above:
         homes = [known for known in SCHEMA if known.endswith("." + key)]
-        return (
-            f"; did you mean {homes[0]}?"
-            if homes
-            else nearest(key, ["resume", "sweep", *options, *SCHEMA])
-        )
+        if homes:
+            return f"; did you mean {homes[0]}?"
+        return nearest(key, ["resume", "sweep", *options, *SCHEMA])
     for cause in chain:
         parent = getattr(cause, "parent_node", None)
         if isinstance(parent, DictConfig):

@@ -3,7 +3,7 @@
 A momentum buffer becomes momentum * buffer + gradient, and the gradient of a linear layer's
 weights is a matrix product. Inductor computes momentum * buffer, copies it into the memory of
 the sum, and has the product added there. The copy is for nothing where nobody else reads what
-was copied. Measured on two cores, a step of the main job: 0.95 of the time at batch 64, 0.91 at 16
+was copied. Measured on two cores, a step of the main job: 0.94 of the time at batch 64, 0.90 at 16.
 """
 
 from typing import Any, cast
@@ -46,9 +46,9 @@ class InPlace(CustomGraphPass):
     def __call__(self, graph: torch.fx.Graph) -> None:
         for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
             added = cast(torch.fx.Node, node.args[0])
-            shapes = {part.meta["val"].shape for part in (added, node)}
             alone = added.target == aten.mul.Tensor and len(added.users) == 1
-            if alone and len(shapes) == 1 and not node.kwargs:
+            whole = added.meta["val"].shape == node.meta["val"].shape
+            if alone and whole and not node.kwargs:
                 node.target = aten.addmm_.default
 
     def uuid(self) -> Any:
