@@ -81,9 +81,8 @@ def alone(ready: Any, seconds: Any) -> None:
     ready.wait()
     for epoch in range(EPOCHS):
         started = time.perf_counter()
-        order = list(steps.batches(epoch))
-        for first in range(0, len(order), steps.at_once):
-            steps(order[first : first + steps.at_once])
+        for index in steps.batches(epoch):
+            steps([index])
         seconds.put(time.perf_counter() - started)
 
 

@@ -483,7 +483,8 @@ class OtherRounding:
 
     def run(self, leaves: list[Tensor]) -> list[Tensor]:
         *others, index, numbers = leaves
-        return [self.graph(*tree_unflatten([*others, index.flip(-1), numbers], self.spec))]
+        index = index.view(len(numbers), -1).flip(-1).flatten()
+        return [self.graph(*tree_unflatten([*others, index, numbers], self.spec))]
 
 
 @pytest.mark.parametrize("opt", [torch.optim.SGD, torch.optim.AdamW])

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from experiments import durable
 from experiments.errors import UsageError
 from experiments.fingerprint import fingerprint
-from experiments.fit import Scheduler, Step, eager_steps
+from experiments.fit import Scheduler, Taken, eager_step
 from experiments.loader import TensorLoader, gather
 
 # Rows whose steps go into one graph, so that small batches share the cost of a call.
@@ -150,7 +150,6 @@ class CompiledSteps:
         [self.group] = opt.param_groups
         self.rows = accumulated * loader.rows.batch_size
         self.unrolled = max(1, ROWS_AT_ONCE // self.rows)
-        self.at_once = self.unrolled * accumulated
         self.whole = LossOf(model, loss_func)
         trained = {p for p in self.group["params"] if p.requires_grad}
         self.names = [name for name, p in self.whole.named_parameters() if p in trained]
@@ -169,23 +168,21 @@ class CompiledSteps:
                 "trainer.compile=true: mapped files stay on the CPU, as the model must; "
                 "use trainer.device=cpu or trainer.compile=false"
             )
-        shape = (self.unrolled, accumulated, loader.rows.batch_size)
-        numbers = [self.update.numbers(self.group, 1)] * self.unrolled
+        self.numbers = [self.update.numbers(self.group, 1)] * self.unrolled
         inputs = (
             [p.detach() for p in parameters],
             [tensors[name].detach() for name in self.others],
             states,
             loader.x,
             loader.y,
-            torch.zeros(shape, dtype=torch.int64, device=self.device),
-            torch.tensor(numbers, device=self.device),
+            torch.zeros(self.unrolled * self.rows, dtype=torch.int64, device=self.device),
+            torch.tensor(self.numbers, device=self.device),
         )
         model.train()
         graph = trace(self.trace_steps, inputs)
         self.key = key_of(graph, inputs)
         self.package = load(compile_once(self.key, graph, inputs), self.device)
-        self.fixed = tree_leaves(inputs)[:-2]
-        self.shape = shape
+        self.inputs = tree_leaves(inputs)
         gc.freeze()  # the compiler's modules stay; to look for garbage in them takes long
         opt._opt_called = True  # type: ignore[attr-defined]  # or every scheduler would warn
 
@@ -193,36 +190,37 @@ class CompiledSteps:
         return len(self.loader)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Tensor]:
-        """The row numbers of each batch, int64 (batch,), from batch number `start` on."""
-        return self.loader.indices(epoch, start)
+        """The row numbers of what is compiled, int64 (rows,), from batch number `start` on, and
+        of each step that is left of the epoch.
+        """
+        whole = self.unrolled * self.rows
+        for index in self.loader.indices(epoch, start, self.unrolled * self.accumulated):
+            yield from [index] if len(index) == whole else index.split(self.rows)
 
-    def __call__(self, group: list[Tensor]) -> list[Step]:
-        """Optimizer steps on the rows of `at_once` batches, or of what is left of an epoch."""
-        if len(group) < self.at_once or len(group[-1]) < self.loader.rows.batch_size:
-            return self.step_eagerly(group)
+    def __call__(self, group: list[Tensor]) -> Taken:
+        """Optimizer steps on the rows of one of those."""
+        [index] = group
+        if len(index) < self.unrolled * self.rows:
+            return self.step_eagerly(index)
         lrs, numbers = [], []
         for _ in range(self.unrolled):
             self.count += 1
             lrs.append(self.group["lr"])
             numbers.append(self.update.numbers(self.group, self.count))
             self.scheduler.step()
-        index = torch.stack(group).view(self.shape)
-        inputs = [*self.fixed, index, torch.tensor(numbers, device=self.device)]
-        (losses,) = self.package.run(inputs)
-        return [
-            Step(loss, self.rows, self.accumulated, lr)
-            for loss, lr in zip(losses.unbind(), lrs, strict=True)
-        ]
+        if numbers != self.numbers:
+            self.numbers = numbers
+            self.inputs[-1] = torch.tensor(numbers, device=self.device)
+        self.inputs[-2] = index
+        (losses,) = self.package.run(self.inputs)
+        return Taken(losses, lrs, self.rows, self.accumulated)
 
-    def step_eagerly(self, group: list[Tensor]) -> list[Step]:
-        """The same, one after the other and not compiled."""
-        steps: list[Step] = []
-        for first in range(0, len(group), self.accumulated):
-            self.count += 1
-            rows = group[first : first + self.accumulated]
-            batches = [gather(self.loader.x, self.loader.y, index) for index in rows]
-            steps += eager_steps(self.model, self.loss_func, self.opt, self.scheduler, batches)
-        return steps
+    def step_eagerly(self, index: Tensor) -> Taken:
+        """A step that is not compiled."""
+        self.count += 1
+        rows = index.split(self.loader.rows.batch_size)
+        batches = [gather(self.loader.x, self.loader.y, index) for index in rows]
+        return eager_step(self.model, self.loss_func, self.opt, self.scheduler, batches)
 
     def trace_steps(
         self,
@@ -236,11 +234,12 @@ class CompiledSteps:
     ) -> Tensor:
         """What is traced: changes parameters, others (BatchNorm's buffers) and states in place.
 
-        index: int64 (steps, accumulated, batch), numbers: float32 (steps, n);
+        index: int64 (rows,), numbers: float32 (steps, n);
         returns each step's loss, float32 (steps,)
         """
         before = parameters, states
         losses = []
+        index = index.view(self.unrolled, self.accumulated, -1)
         for batches, now in zip(index.unbind(), numbers.unbind(), strict=True):
             parameters = [p.detach().requires_grad_() for p in parameters]
             tensors = dict(zip(self.names + self.others, parameters + others, strict=True))
@@ -369,6 +368,7 @@ def key_of(graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> str:
         *(graph.code, shapes, constants, OPTIONS, torch.get_num_threads()),
         *(torch.__version__, torch.backends.cpu.get_cpu_capability(), processor(), compiler()),
         *(torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()),
+        digest(Path(__file__).with_name("inplace.py").read_bytes()),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 

@@ -29,15 +29,17 @@ class Loader(Protocol[Item]):
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Item]: ...
 
 
-class Step(NamedTuple):
-    """An optimizer step that was taken: its mean loss, float32 (), on how many rows and batches,
-    and with which learning rate.
+class Taken(NamedTuple):
+    """Optimizer steps that were taken at once.
+
+    losses: the mean loss of each, float32 (steps,). lrs: the learning rate of each.
+    rows, batches: what each was taken on.
     """
 
-    loss: Tensor
+    losses: Tensor
+    lrs: list[float]
     rows: int
     batches: int
-    lr: float
 
 
 class Scheduler(Protocol):
@@ -49,7 +51,7 @@ class Scheduler(Protocol):
 class Progress(Protocol):
     """What is shown while a run goes on."""
 
-    def advance(self, epoch: int, batch: int, rows: int, loss: Tensor) -> None: ...
+    def advance(self, epoch: int, batch: int, rows: int, losses: Tensor) -> None: ...
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None: ...
 
 
@@ -105,9 +107,9 @@ def accumulate(
     return total, rows
 
 
-def eager_steps(
+def eager_step(
     model: nn.Module, loss_func: LossFunc, opt: Optimizer, scheduler: Scheduler, group: list[Batch]
-) -> list[Step]:
+) -> Taken:
     """One step on a group of batches, and the scheduler's after it."""
     lr = opt.param_groups[0]["lr"]
     if len(group) == 1:
@@ -115,7 +117,7 @@ def eager_steps(
     else:
         loss, rows = accumulate(model, loss_func, group, opt)
     scheduler.step()
-    return [Step(loss, rows, len(group), lr)]
+    return Taken(loss.view(1), [lr], rows, len(group))
 
 
 @torch.no_grad()
@@ -156,7 +158,7 @@ def fit(
     progress: Progress,
     monitor: str = "loss/valid",
     log_every: int = 100,
-    steps: Callable[[list[Any]], list[Step]] | None = None,
+    steps: Callable[[list[Any]], Taken] | None = None,
     at_once: int = 1,
 ) -> Metrics:
     """Train until `epochs` epochs are done, from wherever `state` stands; returns the best metrics.
@@ -171,24 +173,30 @@ def fit(
 
     Raises Interrupted after a signal, Diverged when a logged loss is not finite.
     """
-    steps = steps or partial(eager_steps, model, loss_func, opt, scheduler)
-    unread: list[Step] = []  # whose losses are still on the device
+    steps = steps or partial(eager_step, model, loss_func, opt, scheduler)
+    unread: list[Taken] = []  # whose losses are still on the device
+    in_epoch = len(train_loader)
 
     def read_losses() -> None:
-        # one after the other in double precision: the bits do not depend on when they are read
-        losses = torch.stack([step.loss for step in unread]).tolist() if unread else []
-        for loss, step in zip(losses, unread, strict=True):
-            state.loss += loss * step.rows
+        # added up one after the other in double precision: the bits do not depend on when
+        losses = torch.cat([taken.losses for taken in unread]).tolist() if unread else []
+        each = [(taken, lr) for taken in unread for lr in taken.lrs]
         unread.clear()
+        numbers = range(state.step - len(losses) + 1, state.step + 1)
+        for step, loss, (taken, lr) in zip(numbers, losses, each, strict=True):
+            state.loss += loss * taken.rows
+            state.rows += taken.rows
+            state.lr = lr
+            if step % log_every == 0:
+                log_train(step)
 
-    def log_train() -> None:
-        read_losses()
+    def log_train(step: int) -> None:
         mean = state.loss / state.rows
-        log(state.step, state.epoch + 1, {"loss/train": mean, "lr": state.lr})
+        log(step, state.epoch + 1, {"loss/train": mean, "lr": state.lr})
         state.epoch_loss += state.loss
         state.epoch_rows += state.rows
         state.loss, state.rows = 0.0, 0
-        check_finite("loss/train", mean, state.step)
+        check_finite("loss/train", mean, step)
 
     while state.epoch < epochs:
         started, rows_before = time.perf_counter(), state.epoch_rows + state.rows
@@ -196,26 +204,22 @@ def fit(
         batches = train_loader.batches(state.epoch, state.batch)
         while group := list(islice(batches, at_once)):
             taken = steps(group)
-            for step in taken:
-                unread.append(step)
-                state.step += 1
-                state.batch += step.batches
-                state.rows += step.rows
-                state.lr = step.lr
-                progress.advance(state.epoch + 1, state.batch, step.rows, step.loss)
-                if state.step % log_every == 0:
-                    log_train()
-                elif len(unread) == UNREAD:
-                    read_losses()
+            unread.append(taken)
+            count = len(taken.lrs)
+            state.step += count
+            state.batch += count * taken.batches
+            progress.advance(state.epoch + 1, state.batch, count * taken.rows, taken.losses)
             signal_number = stopped()
-            inside = state.batch < len(train_loader)
-            if signal_number or (inside and due(state.step, len(taken))):
+            saving = signal_number or (state.batch < in_epoch and due(state.step, count))
+            if saving or state.step % log_every < count or len(unread) == UNREAD:
                 read_losses()
+            if saving:
                 save(state, False)
             if signal_number:
                 raise Interrupted(signal_number)
+        read_losses()
         if state.rows:
-            log_train()
+            log_train(state.step)
         seconds = time.perf_counter() - started
         throughput = (state.epoch_rows - rows_before) / seconds
 

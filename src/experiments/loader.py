@@ -46,17 +46,22 @@ class BatchRows:
         """The row numbers of each batch of an epoch from batch `start` on: int64 (batch,) each."""
         return chain.from_iterable(self.windows(epoch, start))
 
-    def windows(self, epoch: int, start: int = 0) -> Iterator[Sequence[Tensor]]:
-        """The same, window by window; a batch that two windows share comes with the second."""
+    def windows(self, epoch: int, start: int = 0, at_once: int = 1) -> Iterator[Sequence[Tensor]]:
+        """The same, `at_once` batches in one, window by window; one that two windows share comes
+        with the second, and what is left of the epoch comes last.
+        """
+        size = at_once * self.batch_size
         left, passed = torch.empty(0, dtype=torch.int64), start * self.batch_size
         for order in self.orders(epoch):
             left = torch.cat([left, order[passed:]])
             passed = max(0, passed - len(order))
-            whole = len(left) - len(left) % self.batch_size
+            whole = len(left) - len(left) % size
             if whole:
-                yield cast(Sequence[Tensor], left[:whole].split(self.batch_size))
+                yield cast(Sequence[Tensor], left[:whole].split(size))
             left = left[whole:]
-        if len(left) and not self.drop_last:
+        if self.drop_last:
+            left = left[: len(left) - len(left) % self.batch_size]
+        if len(left):
             yield [left]
 
     def orders(self, epoch: int) -> Iterator[Tensor]:
@@ -109,9 +114,9 @@ class TensorLoader:
             xb, yb = gather(self.x, self.y, index)
             yield xb.to(self.device), yb.to(self.device)
 
-    def indices(self, epoch: int = 0, start: int = 0) -> Iterator[Tensor]:
-        """The row numbers of those batches: int64 (batch,), where the tensors lie."""
-        for index in self.split.walk(self.rows.windows(epoch, start)):
+    def indices(self, epoch: int = 0, start: int = 0, at_once: int = 1) -> Iterator[Tensor]:
+        """The row numbers of those batches, `at_once` in one: int64 (rows,), on x's device."""
+        for index in self.split.walk(self.rows.windows(epoch, start, at_once)):
             yield index.to(self.x.device)
 
 

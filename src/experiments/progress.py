@@ -14,7 +14,7 @@ REDRAW_SECONDS = 0.1
 class Shown(Protocol):
     """What is told of a run while it goes on."""
 
-    def advance(self, epoch: int, batch: int, rows: int, loss: "Tensor") -> None: ...
+    def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None: ...
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
@@ -34,7 +34,7 @@ class Lines:
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
-    def advance(self, epoch: int, batch: int, rows: int, loss: "Tensor") -> None:
+    def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None:
         """Nothing is shown inside an epoch."""
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -73,7 +73,7 @@ class Bar:
         self._rows, self._drawn = 0, time.perf_counter()
         self.bar.start()
 
-    def advance(self, epoch: int, batch: int, rows: int, loss: "Tensor") -> None:
+    def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None:
         self._rows += rows
         now = time.perf_counter()
         if now - self._drawn < REDRAW_SECONDS:
@@ -83,7 +83,7 @@ class Bar:
             self.task,
             completed=(epoch - 1) * self.batches + batch,
             epoch=epoch,
-            description=f"loss {loss.item():.4f}  {self.accuracy}{throughput:,.0f} rows/s",
+            description=f"loss {losses.mean().item():.4f}  {self.accuracy}{throughput:,.0f} rows/s",
             refresh=True,
         )
         self._rows, self._drawn = 0, now

@@ -136,7 +136,7 @@ def train(
             monitor=trainer["monitor"],
             log_every=trainer["log_every"],
             steps=compiled,
-            at_once=compiled.at_once if compiled else trainer["accumulate"],
+            at_once=1 if compiled else trainer["accumulate"],
         )
     except Diverged:
         tracker.hparams_end(success=False)

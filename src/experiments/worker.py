@@ -106,10 +106,10 @@ class ToParent:
         self.accuracy = float("nan")
         self._sent = 0.0
 
-    def advance(self, epoch: int, batch: int, rows: int, loss: "Tensor") -> None:
+    def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None:
         now = time.monotonic()
         if now - self._sent >= REPORT_SECONDS:
-            self.tell((epoch - 1 + batch / self.batches) / self.epochs, loss.item())
+            self.tell((epoch - 1 + batch / self.batches) / self.epochs, losses.mean().item())
             self._sent = now
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
