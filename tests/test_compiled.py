@@ -291,17 +291,27 @@ def test_run_json_tells_which_compiled_step_it_was(
     assert len(list(cache.glob(f"{key}-*.pt2"))) == 1
 
 
-def test_a_gradient_is_added_where_its_sum_lies(
-    variant: tuple[dict[str, Any], Data, Path], cache: Path
-) -> None:
+@pytest.fixture
+def source(variant: tuple[dict[str, Any], Data, Path], cache: Path) -> str:
+    """The C++ that calls the kernels."""
     key = record(variant[2])["environment"]["compiled"]
     [package] = cache.glob(f"{key}-*.pt2")
     with zipfile.ZipFile(package) as archive:
         [name] = [name for name in archive.namelist() if name.endswith(".wrapper.cpp")]
-        source = archive.read(name).decode()
+        return archive.read(name).decode()
+
+
+def test_a_gradient_is_added_where_its_sum_lies(
+    variant: tuple[dict[str, Any], Data, Path], source: str
+) -> None:
     # the gradient of `last` to its weights' decay, where there is one, in each step of the graph
     expected = {"sgd": 2, "adamw": 0, "adam": 1}[variant[2].name]
     assert len(re.findall(r"addmm_out\((\w+), \1, ", source)) == expected
+
+
+def test_a_bias_is_added_by_what_comes_after_the_product(source: str) -> None:
+    # in the graph's first step it is an input
+    assert re.findall(r"addmm_out\(\w+, arg", source) == []
 
 
 # The cache.

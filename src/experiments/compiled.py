@@ -368,7 +368,7 @@ def key_of(graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> str:
         *(graph.code, shapes, constants, OPTIONS, torch.get_num_threads()),
         *(torch.__version__, torch.backends.cpu.get_cpu_capability(), processor(), compiler()),
         *(torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()),
-        digest(Path(__file__).with_name("inplace.py").read_bytes()),
+        digest(Path(__file__).with_name("products.py").read_bytes()),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -441,13 +441,13 @@ def compile_once(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...])
             with explaining("the step cannot be compiled"):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of the compiler's own making
-                    from experiments.inplace import InPlace  # its imports take a second
+                    from experiments.products import Sums  # its imports take a second
 
                     exported = torch.export.export(graph, inputs)
                     torch._inductor.aoti_compile_and_package(
                         exported,
                         package_path=str(made),
-                        inductor_configs={**OPTIONS, "post_grad_custom_post_pass": InPlace()},
+                        inductor_configs={**OPTIONS, "post_grad_custom_post_pass": Sums()},
                     )
                 check(graph, load(made, inputs[3].device), inputs)
         finally:

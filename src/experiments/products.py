@@ -1,9 +1,12 @@
-"""For torch's inductor: a product is added where what it is added to lies.
+"""For torch's inductor: sums with a matrix product, where the sum costs least.
 
 A momentum buffer becomes momentum * buffer + gradient, and the gradient of a linear layer's
 weights is a matrix product. Inductor computes momentum * buffer, copies it into the memory of
 the sum, and has the product added there. The copy is for nothing where nobody else reads what
 was copied. Measured on two cores, a step of the main job: 0.94 of the time at batch 64, 0.90 at 16.
+
+A linear layer's bias is copied to every row for the product to be added to, where the activation
+after it could add it for nothing. Measured on one core: 0.99 of the time at batch 64, 0.96 at 16.
 """
 
 from typing import Any, cast
@@ -33,23 +36,30 @@ class AddmmInPlace(ir.ExternKernelOut):
 
 @register_lowering(aten.addmm_.default, type_promotion_kind=None)
 def addmm_in_place(added: Any, a: Any, b: Any) -> Any:
-    """The kernel of a sum that InPlace found."""
+    """The kernel of a sum that Sums found."""
     added = ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(added))
     inputs = [added, *(ir.ExternKernel.realize_input(factor) for factor in (a, b))]
     layout = ir.FixedLayout(added.get_device(), added.get_dtype(), added.get_size())
     return ir.TensorBox.create(AddmmInPlace(layout, inputs))
 
 
-class InPlace(CustomGraphPass):
-    """Finds the sums, each of a product and of one that nothing else reads."""
+class Sums(CustomGraphPass):
+    """Finds both kinds of sums."""
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
-            added = cast(torch.fx.Node, node.args[0])
+            added, *factors = cast(list[torch.fx.Node], node.args)
+            value, total = added.meta["val"], node.meta["val"]
             alone = added.target == aten.mul.Tensor and len(added.users) == 1
-            whole = added.meta["val"].shape == node.meta["val"].shape
-            if alone and whole and not node.kwargs:
+            if node.kwargs:  # factors of the summands
+                continue
+            if alone and value.shape == total.shape:
                 node.target = aten.addmm_.default
+            elif value.ndim == 1 and value.dtype == torch.float32:  # others would be rounded twice
+                with graph.inserting_before(node):
+                    product = graph.call_function(aten.mm.default, tuple(factors))
+                product.meta["val"] = total
+                node.target, node.args = aten.add.Tensor, (product, added)
 
     def uuid(self) -> Any:
         """Inductor's own cache asks what the pass is."""
