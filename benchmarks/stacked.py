@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
-from experiments import lazy_dynamo
+from experiments import lean_optim
 from experiments.compiled import CompiledSteps
 from experiments.data.mnist import load
 from experiments.loader import TensorLoader, gather
@@ -73,7 +73,7 @@ def stacked(models: int, compiled: bool) -> float:
 def alone(ready: Any, seconds: Any) -> None:
     """Put the seconds of each epoch of one model, compiled, on one thread, into a queue."""
     torch.set_num_threads(1)
-    lazy_dynamo.install()
+    lean_optim.install()
     loader = TensorLoader(load().train, batch_size=BATCH, shuffle=True, drop_last=True)
     net = model()
     opt = torch.optim.SGD(net.parameters(), lr=LR, momentum=MOMENTUM)

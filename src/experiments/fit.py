@@ -32,7 +32,7 @@ class Loader(Protocol[Item]):
 class Taken(NamedTuple):
     """Optimizer steps that were taken at once.
 
-    losses: the mean loss of each, float32 (steps,). lrs: the learning rate of each.
+    losses: the mean loss of each, float32 (steps,), or () of one. lrs: the learning rate of each.
     rows, batches: what each was taken on.
     """
 
@@ -117,7 +117,7 @@ def eager_step(
     else:
         loss, rows = accumulate(model, loss_func, group, opt)
     scheduler.step()
-    return Taken(loss.view(1), [lr], rows, len(group))
+    return Taken(loss, [lr], rows, len(group))
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def fit(
 
     def read_losses() -> None:
         # added up one after the other in double precision: the bits do not depend on when
-        losses = torch.cat([taken.losses for taken in unread]).tolist() if unread else []
+        losses = torch.cat([taken.losses.flatten() for taken in unread]).tolist() if unread else []
         each = [(taken, lr) for taken in unread for lr in taken.lrs]
         unread.clear()
         numbers = range(state.step - len(losses) + 1, state.step + 1)

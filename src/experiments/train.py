@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from experiments import lazy_dynamo, progress
+from experiments import lean_optim, progress
 from experiments.build import build
 from experiments.checkpoint import Checkpoints, restoring
 from experiments.config import overridden
@@ -183,7 +183,7 @@ def prepare_torch(trainer: dict[str, Any]) -> str:
     Nothing is inherited from the environment or a launcher. Raises UsageError where CUDA is
     asked for and torch has none.
     """
-    lazy_dynamo.install()
+    lean_optim.install()
     keep_freed_memory()
     torch.set_num_threads(trainer["threads"])
     torch.set_float32_matmul_precision(trainer["matmul_precision"])
