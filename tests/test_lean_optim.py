@@ -1,0 +1,53 @@
+"""What optimizers do for profilers is done while one is on."""
+
+import pytest
+import torch
+from torch.autograd.profiler import record_function
+from torch.profiler import profile
+
+from experiments import lean_optim
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    lean_optim.install()
+    lean_optim.install()  # as a worker does for each of its runs
+
+
+def names_of_a_step() -> set[str]:
+    parameter = torch.zeros(2, requires_grad=True)
+    opt = torch.optim.SGD([parameter], lr=0.1)
+    with profile() as profiled:
+        parameter.sum().backward()
+        opt.step()
+        opt.zero_grad()
+    return {event.key for event in profiled.key_averages()}
+
+
+def test_a_profiler_is_told_the_names_of_steps() -> None:
+    assert {"Optimizer.step#SGD.step", "Optimizer.zero_grad#SGD.zero_grad"} <= names_of_a_step()
+
+
+def test_without_a_profiler_nothing_is_entered() -> None:
+    with record_function("step") as entered:
+        assert entered.record is None
+
+
+def test_a_label_that_a_profiler_has_seen_can_be_used_without_one() -> None:
+    label = record_function("label")
+    with profile() as profiled, label:
+        pass
+    with label:
+        assert label.record is None
+    assert [event.count for event in profiled.key_averages() if event.key == "label"] == [1]
+
+
+def test_a_label_decorates_a_function() -> None:
+    @record_function("double")
+    def double(x: int) -> int:
+        return 2 * x
+
+    with profile() as profiled:
+        assert double(3) == 6
+    assert double(4) == 8
+    assert [event.count for event in profiled.key_averages() if event.key == "double"] == [1]
