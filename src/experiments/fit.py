@@ -209,11 +209,11 @@ def fit(
             state.step += count
             state.batch += count * taken.batches
             progress.advance(state.epoch + 1, state.batch, count * taken.rows, taken.losses)
-            signal_number = stopped()
-            saving = signal_number or (state.batch < in_epoch and due(state.step, count))
-            if saving or state.step % log_every < count or len(unread) == UNREAD:
+            if state.step % log_every < count or len(unread) == UNREAD:
                 read_losses()
-            if saving:
+            signal_number = stopped()
+            if signal_number or (state.batch < in_epoch and due(state.step, count)):
+                read_losses()
                 save(state, False)
             if signal_number:
                 raise Interrupted(signal_number)
