@@ -139,6 +139,18 @@ def test_windows_are_the_batches_and_one_across_two_comes_with_the_second(
     assert done == sum(len(batch) for batch in rows.of(epoch))
 
 
+@given(orders, epochs, st.integers(1, 9), st.data())
+def test_batches_taken_several_at_once_are_the_same_batches(
+    order: dict[str, Any], epoch: int, at_once: int, data: st.DataObject
+) -> None:
+    rows = BatchRows(**order)
+    start = data.draw(st.integers(0, len(rows)))
+    pieces = [piece for window in rows.windows(epoch, start, at_once) for piece in window]
+    assert all(len(piece) == at_once * order["batch_size"] for piece in pieces[:-1])
+    batches = [batch.tolist() for piece in pieces for batch in piece.split(order["batch_size"])]
+    assert batches == [batch.tolist() for batch in rows.of(epoch, start)]
+
+
 @given(orders, epochs)
 def test_rows_that_fit_in_one_window_have_the_order_that_they_have_in_memory(
     order: dict[str, Any], epoch: int

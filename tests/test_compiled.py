@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_structure, tree_unf
 
 from experiments import compiled, job, reproduce
 from experiments.checkpoint import Checkpoints
-from experiments.compiled import CompiledSteps
+from experiments.compiled import CompiledSteps, on_threads, operations, trace
 from experiments.data import Data, Split
 from experiments.errors import Diverged, UsageError
 from experiments.loader import TensorLoader
@@ -340,6 +340,26 @@ def steps(monkeypatch: pytest.MonkeyPatch, tiny: Data) -> Callable[..., Compiled
     return make
 
 
+def test_a_small_step_runs_on_one_thread_and_shares_its_package(
+    steps: Callable[..., CompiledSteps],
+) -> None:
+    with on_threads(1):
+        alone = steps(batch_size=16)
+    with on_threads(2):
+        small, large = steps(batch_size=16), steps(mlp(784, [128, 256], 10), batch_size=64)
+        assert torch.get_num_threads() == 2
+    assert (small.threads, large.threads) == (1, 2)
+    assert small.key == alone.key
+
+
+def test_the_operations_of_products_and_convolutions_are_counted() -> None:
+    def step(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
+        return torch.nn.functional.conv2d(x, w).flatten(1) @ v
+
+    inputs = torch.zeros(7, 1, 5, 5), torch.zeros(2, 1, 3, 3), torch.zeros(18, 4)
+    assert operations(trace(step, inputs)) == 2 * 7 * (9 * 2 * 9 + 18 * 4)
+
+
 def sequence(middle: nn.Module) -> nn.Module:
     """A model with something in its middle."""
     return nn.Sequential(nn.Linear(784, 8), middle, nn.Linear(8, 10))
@@ -405,12 +425,12 @@ def test_what_torch_is_set_to_changes_the_key(
 ) -> None:
     trainer = compose([])["trainer"]
     prepare_torch(trainer)
-    one = steps().key
+    one = steps(mlp(784, [128], 10)).key
     prepare_torch(trainer | setting)
-    other = steps().key
+    other = steps(mlp(784, [128], 10)).key
     prepare_torch(trainer)
     assert other != one
-    assert steps().key == one
+    assert steps(mlp(784, [128], 10)).key == one
 
 
 def test_another_compiler_changes_the_key(

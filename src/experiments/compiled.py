@@ -34,6 +34,8 @@ from experiments.loader import TensorLoader, gather
 
 # Rows whose steps go into one graph, so that small batches share the cost of a call.
 ROWS_AT_ONCE = 128
+# Floating point operations below which a step runs on one thread: more would wait for each other.
+SMALL_STEP = 15_000_000
 OPTIONS = {
     # dropout draws what it would draw eagerly, from the generator that checkpoints hold
     "fallback_random": True,
@@ -180,8 +182,11 @@ class CompiledSteps:
         )
         model.train()
         graph = trace(self.trace_steps, inputs)
-        self.key = key_of(graph, inputs)
-        self.package = load(compile_once(self.key, graph, inputs), self.device)
+        small = operations(graph) < SMALL_STEP * self.unrolled
+        self.threads = 1 if small else torch.get_num_threads()
+        with on_threads(self.threads):
+            self.key = key_of(graph, inputs)
+            self.package = load(compile_once(self.key, graph, inputs), self.device)
         self.inputs = tree_leaves(inputs)
         gc.freeze()  # the compiler's modules stay; to look for garbage in them takes long
         opt._opt_called = True  # type: ignore[attr-defined]  # or every scheduler would warn
@@ -212,14 +217,15 @@ class CompiledSteps:
             self.numbers = numbers
             self.inputs[-1] = torch.tensor(numbers, device=self.device)
         self.inputs[-2] = index
-        (losses,) = self.package.run(self.inputs)
+        with on_threads(self.threads):
+            (losses,) = self.package.run(self.inputs)
         return Taken(losses, lrs, self.rows, self.accumulated)
 
     def step_eagerly(self, index: Tensor) -> Taken:
         """A step that is not compiled."""
         self.count += 1
-        rows = index.split(self.loader.rows.batch_size)
-        batches = [gather(self.loader.x, self.loader.y, index) for index in rows]
+        parts = index.split(self.loader.rows.batch_size)
+        batches = [gather(self.loader.x, self.loader.y, part) for part in parts]
         return eager_step(self.model, self.loss_func, self.opt, self.scheduler, batches)
 
     def trace_steps(
@@ -358,6 +364,30 @@ def trace(steps: Callable[..., Tensor], inputs: tuple[Any, ...]) -> torch.fx.Gra
             "use trainer.compile=false"
         )
     return graphs[0]
+
+
+def operations(graph: torch.fx.GraphModule) -> int:
+    """The floating point operations of a graph's matrix products and convolutions."""
+    from torch.utils.flop_counter import flop_registry
+
+    total = 0
+    for node in graph.graph.nodes:
+        count = flop_registry.get(getattr(node.target, "overloadpacket", None))
+        if count is not None:
+            args = torch.fx.map_arg(node.args, lambda argument: argument.meta["val"])
+            total += count(*args, out_val=node.meta["val"])
+    return total
+
+
+@contextlib.contextmanager
+def on_threads(count: int) -> Iterator[None]:
+    """Have torch use so many threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def key_of(graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> str:
