@@ -152,6 +152,7 @@ class CompiledSteps:
         [self.group] = opt.param_groups
         self.rows = accumulated * loader.rows.batch_size
         self.unrolled = max(1, ROWS_AT_ONCE // self.rows)
+        self.rows_at_once = self.unrolled * self.rows
         self.whole = LossOf(model, loss_func)
         trained = {p for p in self.group["params"] if p.requires_grad}
         self.names = [name for name, p in self.whole.named_parameters() if p in trained]
@@ -177,7 +178,7 @@ class CompiledSteps:
             states,
             loader.x,
             loader.y,
-            torch.zeros(self.unrolled * self.rows, dtype=torch.int64, device=self.device),
+            torch.zeros(self.rows_at_once, dtype=torch.int64, device=self.device),
             torch.tensor(self.numbers, device=self.device),
         )
         model.train()
@@ -198,14 +199,13 @@ class CompiledSteps:
         """The row numbers of what is compiled, int64 (rows,), from batch number `start` on, and
         of each step that is left of the epoch.
         """
-        whole = self.unrolled * self.rows
         for index in self.loader.indices(epoch, start, self.unrolled * self.accumulated):
-            yield from [index] if len(index) == whole else index.split(self.rows)
+            yield from [index] if len(index) == self.rows_at_once else index.split(self.rows)
 
     def __call__(self, group: list[Tensor]) -> Taken:
         """Optimizer steps on the rows of one of those."""
         [index] = group
-        if len(index) < self.unrolled * self.rows:
+        if len(index) < self.rows_at_once:
             return self.step_eagerly(index)
         lrs, numbers = [], []
         for _ in range(self.unrolled):
