@@ -471,13 +471,13 @@ def compile_once(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...])
             with explaining("the step cannot be compiled"):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of the compiler's own making
-                    from experiments.products import Sums  # its imports take a second
+                    from experiments.products import Products  # its imports take a second
 
                     exported = torch.export.export(graph, inputs)
                     torch._inductor.aoti_compile_and_package(
                         exported,
                         package_path=str(made),
-                        inductor_configs={**OPTIONS, "post_grad_custom_post_pass": Sums()},
+                        inductor_configs={**OPTIONS, "post_grad_custom_post_pass": Products()},
                     )
                 check(graph, load(made, inputs[3].device), inputs)
         finally:

@@ -1,4 +1,4 @@
-"""For torch's inductor: sums with a matrix product, where the sum costs least.
+"""For torch's inductor: matrix products where they cost least.
 
 A momentum buffer becomes momentum * buffer + gradient, and the gradient of a linear layer's
 weights is a matrix product. Inductor computes momentum * buffer, copies it into the memory of
@@ -7,6 +7,11 @@ was copied. Measured on two cores, a step of the main job: 0.94 of the time at b
 
 A linear layer's bias is copied to every row for the product to be added to, where the activation
 after it could add it for nothing. Measured on one core: 0.99 of the time at batch 64, 0.96 at 16.
+
+An optimizer's update gives each thread its share of a weight's rows. A product divides its result
+in another way, so that half of what two threads need at every step lies in the other's cache.
+Here each multiplies with the rows that it updates. Measured on two cores: 0.88 of the time at
+batch 32, 0.93 at 64, 0.96 at 128; 0.74 at 32 and 0.82 at 64 while the host had them far apart.
 """
 
 from typing import Any, cast
@@ -15,11 +20,14 @@ import torch
 from torch._inductor import ir
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch._inductor.lowering import register_lowering
+from torch.fx import Graph, Node
 
 aten = torch.ops.aten
+# Rows of a weight that a thread gets come in so many: floats that are computed at once.
+VECTOR = 16
 
 
-class AddmmInPlace(ir.ExternKernelOut):
+class SumInPlace(ir.ExternKernelOut):
     """A product added to the first of three inputs, whose memory it takes over."""
 
     def should_allocate(self) -> bool:
@@ -30,37 +38,110 @@ class AddmmInPlace(ir.ExternKernelOut):
         added, *factors = cast(list[Any], self.inputs)
         wrapper.codegen_inplace_reuse(added, self)
         arguments = [self.name, self.name, *(x.codegen_reference() for x in factors), "1L", "1L"]
+        kernel = "at::addmm_out" if len(self.get_size()) == 2 else "at::baddbmm_out"
         device = added.get_device().type
-        wrapper.generate_c_shim_extern_kernel_call("at::addmm_out", arguments, device)
+        wrapper.generate_c_shim_extern_kernel_call(kernel, arguments, device)
 
 
-@register_lowering(aten.addmm_.default, type_promotion_kind=None)
-def addmm_in_place(added: Any, a: Any, b: Any) -> Any:
-    """The kernel of a sum that Sums found."""
-    added = ir.ExternKernel.require_contiguous(ir.ExternKernel.realize_input(added))
-    inputs = [added, *(ir.ExternKernel.realize_input(factor) for factor in (a, b))]
+@register_lowering([aten.addmm_.default, aten.baddbmm_.default], type_promotion_kind=None)
+def sum_in_place(added: Any, a: Any, b: Any) -> Any:
+    """The kernel of a sum that Products found."""
     layout = ir.FixedLayout(added.get_device(), added.get_dtype(), added.get_size())
-    return ir.TensorBox.create(AddmmInPlace(layout, inputs))
+    memory = ir.ExternKernel.realize_input(added)
+    if isinstance(memory, ir.BaseView):  # of the same numbers in another shape
+        memory = ir.TensorBox(memory.unwrap_view())
+    inputs = [ir.ExternKernel.require_contiguous(memory)]
+    inputs += [ir.ExternKernel.realize_input(factor) for factor in (a, b)]
+    return ir.TensorBox.create(SumInPlace(layout, inputs))
 
 
-class Sums(CustomGraphPass):
-    """Finds both kinds of sums."""
+class Products(CustomGraphPass):
+    """Finds sums with a product, and products to divide between the threads."""
 
-    def __call__(self, graph: torch.fx.Graph) -> None:
+    def __call__(self, graph: Graph) -> None:
         for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
-            added, *factors = cast(list[torch.fx.Node], node.args)
-            value, total = added.meta["val"], node.meta["val"]
-            alone = added.target == aten.mul.Tensor and len(added.users) == 1
-            if node.kwargs:  # factors of the summands
-                continue
-            if alone and value.shape == total.shape:
-                node.target = aten.addmm_.default
-            elif value.ndim == 1 and value.dtype == torch.float32:  # others would be rounded twice
-                with graph.inserting_before(node):
-                    product = graph.call_function(aten.mm.default, tuple(factors))
-                product.meta["val"] = total
-                node.target, node.args = aten.add.Tensor, (product, added)
+            place_sum(graph, node)
+        threads = torch.get_num_threads()
+        if threads > 1 and torch.backends.mkl.is_available():  # its batches are one for a thread
+            for target in (aten.mm.default, aten.addmm_.default):
+                for node in graph.find_nodes(op="call_function", target=target):
+                    divide(graph, node, threads)
 
     def uuid(self) -> Any:
         """Inductor's own cache asks what the pass is."""
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__,), str(torch.get_num_threads()))
+
+
+def place_sum(graph: Graph, node: Node) -> None:
+    """Add a product where the summand lies, or a bias after the product."""
+    added, *factors = cast(list[Node], node.args)
+    value, total = added.meta["val"], node.meta["val"]
+    alone = added.target == aten.mul.Tensor and len(added.users) == 1
+    if node.kwargs:  # factors of the summands
+        return
+    if alone and value.shape == total.shape:
+        node.target = aten.addmm_.default
+    elif value.ndim == 1 and value.dtype == torch.float32:  # others would be rounded twice
+        with graph.inserting_before(node):
+            product = call(graph, aten.mm.default, *factors)
+        node.target, node.args = aten.add.Tensor, (product, added)
+
+
+def divide(graph: Graph, node: Node, threads: int) -> None:
+    """Compute a product as one batch for each thread, of its rows of the weights.
+
+    That is x @ weight.T, float32 (batch, columns) with (rows, columns), the gradient of its result
+    @ weight, or the transposed gradient @ x; which of them is told by what is transposed.
+    """
+    *added, a, b = cast(list[Node], node.args)
+    left, right = a.meta["val"], b.meta["val"]
+    (m, k), n = left.shape, right.shape[1]
+    of_weight, forward = left.stride(1) != 1, right.stride(1) != 1
+    if of_weight:
+        rows, columns, batch = m, n, k
+    elif forward:
+        rows, columns, batch = n, k, m
+    else:
+        rows, columns, batch = k, n, m
+    # where the batch is many times the weights, nothing was gained
+    large = 4 * rows * columns < batch * (rows + columns)
+    if (
+        left.dtype != torch.float32
+        or left.device.type != "cpu"
+        or large
+        or rows % (threads * VECTOR)
+    ):
+        return
+    share = rows // threads
+    with graph.inserting_before(node):
+        if of_weight:
+            a = call(graph, aten.view.default, a, [threads, share, batch])
+            b = call(graph, aten.expand.default, b, [threads, batch, columns])
+            if added:
+                memory = call(graph, aten.view.default, added[0], [threads, share, columns])
+                parts = call(graph, aten.baddbmm_.default, memory, a, b)
+            else:
+                parts = call(graph, aten.bmm.default, a, b)
+            result = call(graph, aten.view.default, parts, [rows, columns])
+        elif forward:
+            a = call(graph, aten.expand.default, a, [threads, batch, columns])
+            b = call(graph, aten.view.default, b, [columns, threads, share])
+            b = call(graph, aten.permute.default, b, [1, 0, 2])
+            parts = call(graph, aten.bmm.default, a, b)
+            parts = call(graph, aten.permute.default, parts, [1, 0, 2])
+            result = call(graph, aten.reshape.default, parts, [batch, rows])
+        else:
+            a = call(graph, aten.view.default, a, [batch, threads, share])
+            a = call(graph, aten.permute.default, a, [1, 0, 2])
+            b = call(graph, aten.view.default, b, [threads, share, columns])
+            parts = call(graph, aten.bmm.default, a, b)
+            result = call(graph, aten.sum.dim_IntList, parts, [0])
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)
+
+
+def call(graph: Graph, target: Any, *args: Any) -> Node:
+    """A new operation, with the shape of its result."""
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*torch.fx.map_arg(args, lambda argument: argument.meta["val"]))
+    return node
