@@ -31,6 +31,7 @@ from experiments.models import mlp
 from experiments.schedulers import constant
 from experiments.train import prepare_torch
 
+SMALL_STEP = compiled.SMALL_STEP
 Compose = Callable[[list[str]], dict[str, Any]]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -44,16 +45,17 @@ class Various(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.unused = nn.Linear(5, 3)  # first, so that no count of steps is taken from it
-        self.frozen = nn.Linear(784, 16).requires_grad_(False)
-        self.norm = nn.BatchNorm1d(16)
+        self.frozen = nn.Linear(784, 32).requires_grad_(False)
+        self.norm = nn.BatchNorm1d(32)
         self.dropout = nn.Dropout(0.3)
-        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
         self.second.weight = self.first.weight
-        self.last = nn.Linear(16, 10)
+        self.third, self.last = nn.Linear(32, 32), nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.dropout(self.norm(self.frozen(x)).relu())
-        logits: Tensor = self.last(self.second(self.first(h).relu()).relu())
+        h = self.third(self.second(self.first(h).relu()).relu()).relu()
+        logits: Tensor = self.last(h)
         return logits * torch.tensor(1.5)
 
 
@@ -78,8 +80,9 @@ class Convolutional(nn.Module):
 OWN = ["~model.in_features", "~model.hidden", "~model.out_features", "~model.dropout"]
 # each of them is another graph, and so another compile
 VARIANTS = {
-    # two steps in one graph; of an epoch's five batches a smaller one is left
+    # two steps in one graph, on two threads; of an epoch's five batches a smaller one is left
     "sgd": [
+        "trainer.threads=2",
         *(*OWN, "model._target_=test_compiled.Various", "loader.batch_size=64"),
         *("optimizer=sgd", "optimizer.weight_decay=0.001", "+optimizer.nesterov=true"),
         *("scheduler=onecycle", "scheduler.cycle_momentum=true", "optimizer.lr=0.02"),
@@ -105,6 +108,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
+        patch.setattr(compiled, "SMALL_STEP", 0)  # all of them are small
         # pytest would keep each of the many lines that the compiler logs for a viewer of its own
         patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
         yield home / "experiments"
@@ -306,7 +310,15 @@ def test_a_gradient_is_added_where_its_sum_lies(
 ) -> None:
     # the gradient of `last` to its weights' decay, where there is one, in each step of the graph
     expected = {"sgd": 2, "adamw": 0, "adam": 1}[variant[2].name]
-    assert len(re.findall(r"addmm_out\((\w+), \1, ", source)) == expected
+    assert len(re.findall(r"_addmm_out\((\w+), \1, ", source)) == expected
+
+
+def test_where_threads_share_a_gradient_each_adds_its_part_of_it(
+    variant: tuple[dict[str, Any], Data, Path], source: str
+) -> None:
+    # that of `third`, in each step of the graph
+    expected = {"sgd": 2, "adamw": 0, "adam": 0}[variant[2].name]
+    assert len(re.findall(r"baddbmm_out\((\w+), \1, ", source)) == expected
 
 
 def test_a_bias_is_added_by_what_comes_after_the_product(source: str) -> None:
@@ -341,8 +353,9 @@ def steps(monkeypatch: pytest.MonkeyPatch, tiny: Data) -> Callable[..., Compiled
 
 
 def test_a_small_step_runs_on_one_thread_and_shares_its_package(
-    steps: Callable[..., CompiledSteps],
+    steps: Callable[..., CompiledSteps], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(compiled, "SMALL_STEP", SMALL_STEP)
     with on_threads(1):
         alone = steps(batch_size=16)
     with on_threads(2):

@@ -1,0 +1,117 @@
+"""What the compiled step's products become: the same numbers from other operations."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from experiments.compiled import on_threads, trace
+from experiments.products import Products
+
+aten = torch.ops.aten
+
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def forward(summand: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """(batch, columns) and (rows, columns), a bias or nothing to add."""
+    return torch.addmm(summand, x, weight.t()) if summand.ndim == 1 else x @ weight.t()
+
+
+def backward(summand: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """(batch, rows) and (rows, columns)"""
+    return grad @ weight
+
+
+def gradient(summand: Tensor, grad: Tensor, x: Tensor) -> Tensor:
+    """(batch, rows) and (batch, columns), added to what remains of a buffer."""
+    if summand.ndim == 2:
+        return torch.addmm(0.9 * summand, grad.t(), x)
+    return grad.t() @ x
+
+
+def rewritten(product: Product, inputs: tuple[Tensor, ...], threads: int) -> torch.fx.GraphModule:
+    """The graph of a product on so many threads."""
+    graph = trace(product, inputs)
+    with on_threads(threads):
+        Products()(graph.graph)
+    graph.graph.lint()
+    graph.recompile()
+    return graph
+
+
+def operations(graph: torch.fx.GraphModule) -> set[object]:
+    """Which products a graph computes."""
+    kinds = {aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm_}
+    found = {getattr(node.target, "overloadpacket", None) for node in graph.graph.nodes}
+    return found & kinds
+
+
+def inputs_of(product: Product, batch: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """Both factors."""
+    shapes: dict[Product, tuple[tuple[int, int], tuple[int, int]]] = {
+        forward: ((batch, columns), (rows, columns)),
+        backward: ((batch, rows), (rows, columns)),
+        gradient: ((batch, rows), (batch, columns)),
+    }
+    first, second = shapes[product]
+    return torch.randn(first), torch.randn(second)
+
+
+@given(
+    st.sampled_from([forward, backward, gradient]),
+    st.integers(1, 40),
+    st.one_of(st.integers(1, 40), st.sampled_from([32, 64, 96, 128])),
+    st.integers(1, 40),
+    st.integers(1, 4),
+    st.integers(0, 2),
+)
+def test_whatever_its_shapes_and_threads_a_product_has_the_same_numbers(
+    product: Product, batch: int, rows: int, columns: int, threads: int, ndim: int
+) -> None:
+    torch.manual_seed(0)
+    shape = {1: (rows,), 2: (rows, columns)}.get(ndim, ())
+    inputs = (torch.randn(shape), *inputs_of(product, batch, rows, columns))
+    found = rewritten(product, inputs, threads)(*inputs)
+    torch.testing.assert_close(found, product(*inputs), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("product", [forward, backward, gradient])
+@pytest.mark.parametrize(
+    ("threads", "batch", "rows", "expected"),
+    [
+        (2, 64, 128, {aten.bmm}),
+        (4, 64, 128, {aten.bmm}),
+        (1, 64, 128, {aten.mm}),
+        (2, 4096, 128, {aten.mm}),
+        (2, 64, 120, {aten.mm}),
+    ],
+)
+def test_each_thread_has_its_rows_where_they_can_be_shared_out_and_the_batch_is_small(
+    product: Product, threads: int, batch: int, rows: int, expected: set[object]
+) -> None:
+    inputs = (torch.zeros(()), *inputs_of(product, batch, rows, 100))
+    assert operations(rewritten(product, inputs, threads)) == expected
+
+
+@pytest.mark.parametrize(("threads", "expected"), [(1, aten.addmm_), (2, aten.baddbmm_)])
+def test_a_gradient_is_added_to_what_remains_of_a_buffer(threads: int, expected: object) -> None:
+    inputs = (torch.zeros(128, 100), *inputs_of(gradient, 64, 128, 100))
+    assert operations(rewritten(gradient, inputs, threads)) == {expected}
+
+
+def test_doubles_are_left_to_the_compiler() -> None:
+    inputs = (torch.zeros(()).double(), *(t.double() for t in inputs_of(forward, 64, 128, 100)))
+    assert operations(rewritten(forward, inputs, 2)) == {aten.mm}
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(10, (10, 64)), (16, (64, 16))])
+def test_a_result_of_few_columns_is_computed_as_few_rows(
+    rows: int, expected: tuple[int, int]
+) -> None:
+    graph = rewritten(forward, (torch.zeros(()), *inputs_of(forward, 64, rows, 100)), 1)
+    [product] = graph.graph.find_nodes(op="call_function", target=aten.mm.default)
+    assert product.meta["val"].shape == expected
