@@ -16,21 +16,26 @@ aten = torch.ops.aten
 Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
+def summed(summand: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """A product alone, with a bias, or added to another product."""
+    if summand.ndim == 0:
+        return a @ b
+    return torch.addmm(summand if summand.ndim == 1 else 0.9 * summand, a, b)
+
+
 def forward(summand: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """(batch, columns) and (rows, columns), a bias or nothing to add."""
-    return torch.addmm(summand, x, weight.t()) if summand.ndim == 1 else x @ weight.t()
+    """(batch, columns) and (rows, columns)"""
+    return summed(summand, x, weight.t())
 
 
 def backward(summand: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
     """(batch, rows) and (rows, columns)"""
-    return grad @ weight
+    return summed(summand, grad, weight)
 
 
 def gradient(summand: Tensor, grad: Tensor, x: Tensor) -> Tensor:
-    """(batch, rows) and (batch, columns), added to what remains of a buffer."""
-    if summand.ndim == 2:
-        return torch.addmm(0.9 * summand, grad.t(), x)
-    return grad.t() @ x
+    """(batch, rows) and (batch, columns)"""
+    return summed(summand, grad.t(), x)
 
 
 def rewritten(product: Product, inputs: tuple[Tensor, ...], threads: int) -> torch.fx.GraphModule:
@@ -73,8 +78,9 @@ def test_whatever_its_shapes_and_threads_a_product_has_the_same_numbers(
     product: Product, batch: int, rows: int, columns: int, threads: int, ndim: int
 ) -> None:
     torch.manual_seed(0)
-    shape = {1: (rows,), 2: (rows, columns)}.get(ndim, ())
-    inputs = (torch.randn(shape), *inputs_of(product, batch, rows, columns))
+    factors = inputs_of(product, batch, rows, columns)
+    shape = product(torch.zeros(()), *factors).shape
+    inputs = (torch.randn(shape[2 - ndim :]), *factors)
     found = rewritten(product, inputs, threads)(*inputs)
     torch.testing.assert_close(found, product(*inputs), rtol=1e-4, atol=1e-4)
 

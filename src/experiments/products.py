@@ -124,7 +124,7 @@ def divide(graph: Graph, node: Node) -> Node | None:
     threads = torch.get_num_threads()
     # where the batch is many times the weight there was nothing to gain
     large = batch * (rows + columns) > 4 * rows * columns
-    if threads == 1 or large or rows % (threads * VECTOR) != 0:
+    if threads == 1 or large or rows % (threads * VECTOR) != 0 or (added and not for_weight):
         return None
     share = rows // threads
     if for_weight:
