@@ -22,11 +22,11 @@ import hydra
 import numpy as np
 import torch
 
-from experiments import config as schema
-from experiments import run as runs
+from experiments.config.compose import CONF, validate
 from experiments.data import Data, Split
+from experiments.directory import record as runs
+from experiments.directory.metrics import read_metrics
 from experiments.job import load_data
-from experiments.saved import read_metrics
 from experiments.train import train
 
 ROWS = {"train": 1_370_000, "valid": 10_000, "test": 10_000}
@@ -68,8 +68,8 @@ def in_memory(folder: Path) -> Data:
 def epoch(kind: str, folder: Path, overrides: list[str]) -> None:
     """One epoch in this process; prints what it took."""
     names = ["data=arrays", f"data.path={folder}", "trainer.epochs=1", *overrides]
-    with hydra.initialize_config_dir(str(schema.CONF), "experiments", version_base="1.3"):
-        config = schema.validate(hydra.compose("config", names))
+    with hydra.initialize_config_dir(str(CONF), "experiments", version_base="1.3"):
+        config = validate(hydra.compose("config", names))
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as place, contextlib.redirect_stdout(io.StringIO()):
         data = in_memory(folder) if kind == "memory" else load_data(config)

@@ -31,9 +31,9 @@ from epoch import bare_loop, project
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from experiments import progress
 from experiments.data import Data, Split
 from experiments.data.mnist import load
+from experiments.training.progress import Progress, make_progress
 
 MOMENTUM = 0.9
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -108,11 +108,11 @@ def ours(task: Task, epoch_end: EpochEnd, *more: str, spent: Counter[str] | None
         model = {"_target_": "contenders.convnet"}
     else:
         widths = WIDTHS[task.net]
-        model = {"_target_": "experiments.models.mlp", "in_features": widths[0]}
+        model = {"_target_": "experiments.training.models.mlp", "in_features": widths[0]}
         model |= {"hidden": list(widths[1:-1]), "out_features": widths[-1], "dropout": 0.0}
 
-    def show(epochs: int, batches: int) -> progress.Shown:
-        shown = progress.show(epochs, batches)
+    def show(epochs: int, batches: int) -> Progress:
+        shown = make_progress(epochs, batches)
 
         def end(epoch: int, metrics: dict[str, float]) -> None:
             shown.epoch_end(epoch, metrics)
@@ -131,8 +131,8 @@ def ours_compiled(task: Task, epoch_end: EpochEnd) -> None:
 
 def ours_timed(task: Task, epoch_end: EpochEnd) -> None:
     """This project, which also tells what logging and saving took of an epoch, in seconds."""
-    from experiments.checkpoint import Checkpoints
-    from experiments.tracking import Tracker
+    from experiments.directory.checkpoints import Checkpoints
+    from experiments.directory.tracking import Tracker
 
     spent: Counter[str] = Counter()
 

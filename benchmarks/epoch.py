@@ -24,12 +24,12 @@ import hydra
 import torch
 from torch import nn
 
-from experiments import config as schema
-from experiments import progress
-from experiments import run as runs
+from experiments.config.compose import CONF, validate
 from experiments.data import Data
+from experiments.directory import record as runs
 from experiments.job import load_data
 from experiments.train import train
+from experiments.training.progress import Progress, make_progress
 
 
 def mlp() -> nn.Module:
@@ -77,28 +77,28 @@ def bare_epochs(data: Data, epochs: int, batch_size: int, lr: float, momentum: f
 def project(
     data: Data,
     overrides: list[str],
-    show: Callable[[int, int], progress.Shown],
+    show: Callable[[int, int], Progress],
     model: dict[str, Any] | None = None,
 ) -> None:
     """A run as the command line's, everything on, in a directory that is removed again.
 
-    show: as in `train`: it hears when fitting begins, when an epoch ends and when all is done.
+    show: the `progress` of `train`: called when fitting begins; its result at each epoch's end.
     model: stands in the config for the model.
     """
-    with hydra.initialize_config_dir(str(schema.CONF), "experiments", version_base="1.3"):
-        config = schema.validate(hydra.compose("config", overrides))
+    with hydra.initialize_config_dir(str(CONF), "experiments", version_base="1.3"):
+        config = validate(hydra.compose("config", overrides))
     config["model"] = model or config["model"]
-    gc.freeze()  # as job.go does
+    gc.freeze()  # as job.execute does
     with tempfile.TemporaryDirectory() as folder:
-        train(config, data, runs.start(Path(folder), config, overrides), show=show)
+        train(config, data, runs.start(Path(folder), config, overrides), progress=show)
 
 
 def project_epochs(data: Data, overrides: list[str], epochs: int) -> float:
     """Seconds an epoch of the project's, from the first step to the last checkpoint."""
     stamps = []
 
-    def show(epochs: int, batches: int) -> progress.Shown:
-        shown = progress.show(epochs, batches)
+    def show(epochs: int, batches: int) -> Progress:
+        shown = make_progress(epochs, batches)
         stamps.append(time.perf_counter())
         return SimpleNamespace(
             advance=shown.advance,
@@ -114,8 +114,8 @@ def project_epochs(data: Data, overrides: list[str], epochs: int) -> float:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     overrides = sys.argv[2:] or ["optimizer.lr=0.01", "scheduler=constant"]
-    with hydra.initialize_config_dir(str(schema.CONF), "experiments", version_base="1.3"):
-        config = schema.validate(hydra.compose("config", overrides))
+    with hydra.initialize_config_dir(str(CONF), "experiments", version_base="1.3"):
+        config = validate(hydra.compose("config", overrides))
     data = load_data(config)
     torch.set_num_threads(config["trainer"]["threads"])
     epochs, opt = 2, config["optimizer"]

@@ -38,8 +38,9 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 
 from experiments import __main__ as entrypoint
-from experiments import checkpoint, reproduce, train
-from experiments.fit import fit as fit_epochs
+from experiments import reproduce, train
+from experiments.directory import checkpoints as checkpoint
+from experiments.training.fit import fit as fit_epochs
 
 VARIANTS = {
     "momentum": ["optimizer=sgd", "scheduler=constant"],

@@ -15,7 +15,7 @@ import torch
 from hypothesis import settings
 
 import experiments.data.mnist as mnist_module
-from experiments import config as schema
+from experiments.config.compose import CONF, validate
 from experiments.data import Data, Split
 
 # an example's time says nothing on a shared machine
@@ -30,6 +30,8 @@ torch.set_num_threads(1)
 WATCHED = """
 import sys
 from experiments.__main__ import main
+from experiments.config.compose import validate
+from experiments.config.compose import CONF
 try:
     main()
 finally:
@@ -68,9 +70,9 @@ def compose() -> Callable[[list[str]], dict[str, Any]]:
     """A command line's overrides to the config that is checked and resolved."""
 
     def compose(overrides: list[str]) -> dict[str, Any]:
-        with hydra.initialize_config_dir(str(schema.CONF), "experiments", version_base="1.3"):
+        with hydra.initialize_config_dir(str(CONF), "experiments", version_base="1.3"):
             config = hydra.compose("config", overrides)
-        return schema.validate(config)
+        return validate(config)
 
     return compose
 

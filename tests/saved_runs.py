@@ -13,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
 
-from experiments import run as runs
-from experiments.checkpoint import Checkpoints, serialize
 from experiments.data import Data
+from experiments.directory import record as runs
+from experiments.directory.checkpoints import Checkpoints, serialize
 from experiments.errors import Interrupted
 from experiments.train import train
 
@@ -25,21 +25,21 @@ SMALL = [
     *("trainer.log_every=3", "optimizer.lr=0.02", "checkpoint.keep=3"),
 ]
 STEPS = 10
-Stopped = Callable[[], int | None]
+StopSignal = Callable[[], int | None]
 
 
 class Killed(BaseException):
     """What a kill is to a run in this process: nothing after it happens."""
 
 
-def stop_after(steps: int, signal_number: int = 15) -> Stopped:
-    """A `stopped` that gives the signal after so many steps from now."""
+def stop_after(steps: int, signal_number: int = 15) -> StopSignal:
+    """A `stop_signal` that gives the signal after so many steps from now."""
     calls = iter(range(1, steps + 1))
     return lambda: signal_number if next(calls, steps) == steps else None
 
 
-def kill_after(steps: int) -> Stopped:
-    """A `stopped` that kills after so many steps from now."""
+def kill_after(steps: int) -> StopSignal:
+    """A `stop_signal` that kills after so many steps from now."""
     calls = iter(range(1, steps + 1))
 
     def stopped() -> None:
@@ -50,7 +50,7 @@ def kill_after(steps: int) -> Stopped:
 
 
 def go_on(
-    path: Path, config: dict[str, Any], data: Data, stopped: Stopped = lambda: None
+    path: Path, config: dict[str, Any], data: Data, stop_signal: StopSignal = lambda: None
 ) -> runs.State:
     """Start the run in a directory, or go on with it, with nothing left of the process before."""
     torch.manual_seed(1)
@@ -61,7 +61,7 @@ def go_on(
     owned = runs.reopen(path) if begun else runs.start(path, config, [])
     state: runs.State = "finished"
     try:
-        train(config, data, owned, stopped)
+        train(config, data, owned, stop_signal)
     except Interrupted:
         state = "interrupted"
     except Killed:

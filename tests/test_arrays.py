@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from saved_runs import SMALL, STEPS, assert_same_run, call, go_on, lines, record, stop_after
 
 from experiments import __main__ as entrypoint
-from experiments import fingerprint as fingerprint_module
 from experiments import job, reproduce
 from experiments.data import Data, Split, arrays
 from experiments.data.arrays import MappedSplit, load
+from experiments.data.loaders import Batch, BatchRows, TensorLoader, TorchLoader
+from experiments.directory import fingerprint as fingerprint_module
 from experiments.errors import UsageError
-from experiments.loader import Batch, BatchRows, TensorLoader, TorchLoader
 
 Arrays = dict[str, NDArray[Any]]
 Completed = subprocess.CompletedProcess[str]
@@ -440,7 +440,7 @@ EPOCH = """
 import sys
 import torch
 from experiments.data.arrays import load
-from experiments.loader import {kind}
+from experiments.data.loaders import {kind}
 
 def peak():  # MB; getrusage would tell of the process that started this one too
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]

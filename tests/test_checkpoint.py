@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from test_durable import die, disk_full, failing, in_a_child
 from torch import Tensor
 
-from experiments.checkpoint import NAME, Checkpoints, deserialize, serialize
+from experiments.directory.checkpoints import NAME, Checkpoints, deserialize, serialize
+from experiments.directory.fingerprint import fingerprint
 from experiments.errors import UsageError
-from experiments.fingerprint import fingerprint
 
 
 def content(step: int) -> dict[str, Any]:

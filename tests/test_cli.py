@@ -15,8 +15,11 @@ import pytest
 import yaml
 from conftest import WATCHED, FinishedRun
 
-from experiments import config as schema
-from experiments.saved import read_metrics
+from experiments.config import schema
+from experiments.config.compose import CONF
+from experiments.config.cuda import cuda_devices
+from experiments.config.slips import list_options
+from experiments.directory.metrics import read_metrics
 
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
@@ -131,7 +134,7 @@ def test_hydra_run_dir_names_the_directory_and_a_second_run_in_it_is_refused(
 def test_help_lists_every_group_and_option_and_imports_no_torch(watched: Command) -> None:
     completed = watched("--help")
     assert (completed.returncode, completed.stderr) == (0, "")
-    for group, options in schema.groups([schema.CONF]).items():
+    for group, options in list_options([CONF]).items():
         [line] = re.findall(rf"^  {group} +(.*)$", completed.stdout, re.MULTILINE)
         assert [option.rstrip("*") for option in line.split(", ")] == options
 
@@ -241,7 +244,7 @@ def test_a_slip_is_told_at_once_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(schema.cuda_devices() > 0, reason="there is a CUDA device")
+@pytest.mark.skipif(cuda_devices() > 0, reason="there is a CUDA device")
 def test_cuda_where_there_is_none_is_told_at_once(watched: Command, tmp_path: Path) -> None:
     line = told(watched("trainer.device=cuda"))
     assert line.startswith("trainer.device=cuda: ")
@@ -276,7 +279,10 @@ def test_the_command_is_as_quick_to_answer_through_python_m(cli: Command, tmp_pa
             ["loader.batch_size=601", "leaves no batch of 600 rows", "make it smaller"],
         ),
         (["+model.depth=3"], ["model", "depth"]),
-        (["model._target_=experiments.models.mpl"], ["model._target_=experiments.models.mpl"]),
+        (
+            ["model._target_=experiments.training.models.mpl"],
+            ["model._target_=experiments.training.models.mpl"],
+        ),
     ],
     ids=lambda value: " ".join(value),
 )

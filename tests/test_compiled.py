@@ -21,15 +21,19 @@ from saved_runs import assert_same_run, call, go_on, kill_after, lines, record, 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_structure, tree_unflatten
 
-from experiments import compiled, job, reproduce
-from experiments.checkpoint import Checkpoints
-from experiments.compiled import CompiledSteps, on_threads, operations, trace
+from experiments import job, reproduce
+from experiments.compiled import package
+from experiments.compiled import steps as compiled
+from experiments.compiled.package import on_threads
+from experiments.compiled.steps import CompiledSteps
+from experiments.compiled.trace import operations, trace
 from experiments.data import Data, Split
+from experiments.data.loaders import TensorLoader
+from experiments.directory.checkpoints import Checkpoints
 from experiments.errors import Diverged, UsageError
-from experiments.loader import TensorLoader
-from experiments.models import mlp
-from experiments.schedulers import constant
-from experiments.train import prepare_torch
+from experiments.training.determinism import prepare_torch
+from experiments.training.models import mlp
+from experiments.training.schedules import constant
 
 SMALL_STEP = compiled.SMALL_STEP
 Compose = Callable[[list[str]], dict[str, Any]]
@@ -471,7 +475,7 @@ def test_to_look_for_a_key_changes_nothing(steps: Callable[..., CompiledSteps]) 
 
 def test_compiling_leaves_the_compilers_options_as_they_are() -> None:
     # the compiler wrote its own into them: the next run in the process had another key
-    assert set(compiled.OPTIONS) == {"fallback_random", "memory_planning"}
+    assert set(package.OPTIONS) == {"fallback_random", "memory_planning"}
 
 
 def test_a_damaged_package_is_made_anew(
@@ -542,7 +546,7 @@ def test_rounding_alone_is_not_taken_for_the_compilers_mistake(
     checked = []
 
     def check(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> None:
-        compiled.check(graph, OtherRounding(graph, inputs), inputs)
+        package.check(graph, OtherRounding(graph, inputs), inputs)
         checked.append(key)
 
     monkeypatch.setattr(compiled, "compile_once", check)
@@ -646,8 +650,8 @@ def test_a_cache_home_that_is_no_absolute_path_is_passed_over(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", home)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert compiled.cache() == tmp_path / ".cache" / "experiments"
-    assert compiled.cache().stat().st_mode & 0o777 == 0o700
+    assert package.cache() == tmp_path / ".cache" / "experiments"
+    assert package.cache().stat().st_mode & 0o777 == 0o700
 
 
 # Real processes.

@@ -9,19 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments import config as schema
-from experiments.config import (
-    CONF,
-    SCHEMA,
-    check_value,
-    choice,
-    explain,
-    leaves,
-    list_of,
-    nearest,
-    number,
-    or_null,
-)
+from experiments.config.compose import CONF
+from experiments.config.cuda import cuda_devices
+from experiments.config.names import flatten, suggest
+from experiments.config.rules import choice, list_of, number, or_null
+from experiments.config.schema import GROUPS, SCHEMA, check_value
+from experiments.config.slips import CONFIG_ERRORS, explain, list_options
 from experiments.errors import UsageError
 
 Compose = Callable[[list[str]], dict[str, Any]]
@@ -36,7 +29,7 @@ def told(compose: Compose, overrides: list[str]) -> str:
         compose(overrides)
     except UsageError as error:
         return str(error)
-    except schema.CONFIG_ERRORS as error:
+    except CONFIG_ERRORS as error:
         return str(explain(error, [CONF], overrides))
     pytest.fail(f"{overrides} composed")
 
@@ -152,7 +145,7 @@ def test_a_value_is_shown_as_it_is_written_on_the_command_line() -> None:
 
 
 def test_every_group_has_an_option_on_disk() -> None:
-    assert {group for group, _ in OPTIONS} >= {*schema.GROUPS, "experiment"}
+    assert {group for group, _ in OPTIONS} >= {*GROUPS, "experiment"}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -166,7 +159,7 @@ def test_every_option_of_every_group_composes_and_validates(
 def test_every_key_that_an_option_brings_has_a_rule(
     group: str, option: str, compose: Compose
 ) -> None:
-    keys = [key for key, _ in leaves(compose([f"{group}={option}"]))]
+    keys = [key for key, _ in flatten(compose([f"{group}={option}"]))]
     assert [key for key in keys if "._" not in key and key not in SCHEMA] == []
 
 
@@ -199,8 +192,8 @@ def test_an_experiment_changes_what_it_names_and_the_command_line_changes_it_aga
 
 def test_a_validated_config_is_plain_and_without_hydra(compose: Compose) -> None:
     config = compose([])
-    assert set(config) == {"seed", "checkpoint", *schema.GROUPS}
-    values = [value for _, value in leaves(config)]
+    assert set(config) == {"seed", "checkpoint", *GROUPS}
+    values = [value for _, value in flatten(config)]
     assert {type(value) for value in values} <= {bool, int, float, str, list, type(None)}
 
 
@@ -217,7 +210,7 @@ def test_a_target_may_take_keys_of_its_own(compose: Compose) -> None:
     assert compose(["+model.bias=false"])["model"]["bias"] is False
 
 
-@pytest.mark.skipif(schema.cuda_devices() > 0, reason="there is a CUDA device")
+@pytest.mark.skipif(cuda_devices() > 0, reason="there is a CUDA device")
 def test_cuda_where_there_is_none_names_the_remedy(compose: Compose) -> None:
     line = told(compose, ["trainer.device=cuda"])
     assert line.startswith("trainer.device=cuda: ")
@@ -296,19 +289,19 @@ def test_a_key_with_one_letter_left_out_still_leads_to_that_key(
     place = data.draw(st.integers(0, len(name) - 1))
     slip = name[:place] + name[place + 1 :]
     if slip not in siblings:
-        assert nearest(slip, siblings) == f"; did you mean {name}?"
+        assert suggest(slip, siblings) == f"; did you mean {name}?"
 
 
 def test_without_a_near_word_all_are_listed_where_they_are_few() -> None:
     assert (
-        nearest("zzz", ["adam", "sgd"], "optimizer=") == "; there is optimizer=adam, optimizer=sgd"
+        suggest("zzz", ["adam", "sgd"], "optimizer=") == "; there is optimizer=adam, optimizer=sgd"
     )
-    assert nearest("zzz", [f"option{i}" for i in range(100)]) == ""
+    assert suggest("zzz", [f"option{i}" for i in range(100)]) == ""
 
 
 def test_groups_lists_options_of_several_directories_together(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").touch()
-    options = schema.groups([CONF, tmp_path])
+    options = list_options([CONF, tmp_path])
     assert {"mine", "mlp"} <= set(options["model"])
-    assert options["optimizer"] == schema.groups([CONF])["optimizer"]
+    assert options["optimizer"] == list_options([CONF])["optimizer"]

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from experiments import durable
+from experiments.directory import durable
 
 OLD, NEW = b"old" * 5000, b"new" * 9000
 # calls to the system of one write: open, write, fsync, rename, open, fsync

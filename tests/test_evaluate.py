@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments import evaluate, job, load_run
 from experiments.data import Data, Split
+from experiments.results.confusion import class_figures, confusion_picture
 
 Compose = Callable[[list[str]], dict[str, Any]]
 
@@ -89,7 +90,7 @@ def test_every_row_is_counted_once_where_it_belongs(split: str, run: Path, tiny:
 
 def test_the_figures_of_each_class_follow_from_their_definitions() -> None:
     matrix = [[4, 1, 0], [2, 3, 0], [0, 0, 0]]
-    first, second, third = evaluate.class_figures(matrix)
+    first, second, third = class_figures(matrix)
     assert first == {
         "class": 0,
         "rows": 5,
@@ -122,7 +123,7 @@ def test_the_confusion_matrix_is_a_picture_that_shows_mistakes(run: Path, tmp_pa
     assert min(picture.shape[:2]) > 400
     perfect = {"confusion": [[5, 0], [0, 5]], "split": "a", "checkpoint": "b", "accuracy": 1.0}
     wrong = perfect | {"confusion": [[5, 3], [0, 5]]}
-    pictures = [evaluate.confusion_picture(report) for report in (perfect, wrong)]
+    pictures = [confusion_picture(report) for report in (perfect, wrong)]
     assert pictures[0] != pictures[1]
     assert pictures[0].startswith(b"\x89PNG")
 

@@ -15,15 +15,27 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, Optimizer
 
-from experiments.build import build
-from experiments.config import CONF
+from experiments.config.compose import CONF
 from experiments.data import Data, Split
+from experiments.data.loaders import Batch, BatchRows, Loader, TensorLoader
 from experiments.errors import Diverged, Interrupted
-from experiments.fit import Batch, Loader, Metrics, State, accumulate, evaluate, fit, loss_batch
-from experiments.loader import BatchRows, TensorLoader
-from experiments.models import mlp
-from experiments.schedulers import constant
-from experiments.train import clip_gradients
+from experiments.training.build import build
+from experiments.training.fit import (
+    Callbacks,
+    EagerSteps,
+    FitOptions,
+    LossFunc,
+    Metrics,
+    Scheduler,
+    State,
+    accumulate,
+    evaluate,
+    fit,
+    loss_batch,
+)
+from experiments.training.models import mlp
+from experiments.training.parts import clip_gradients
+from experiments.training.schedules import constant
 
 
 @dataclass
@@ -47,6 +59,9 @@ class Recorder:
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self.ended.append((epoch, dict(metrics)))
 
+    def close(self) -> None:
+        """Nothing to close."""
+
     def of(self, tag: str) -> list[tuple[int, float]]:
         return [(step, metrics[tag]) for step, _, metrics in self.lines if tag in metrics]
 
@@ -60,23 +75,27 @@ def run_fit(
     epochs: int,
     model: nn.Module,
     opt: Optimizer,
-    train_loader: Loader[Any],
-    valid_loader: Loader[Batch],
-    **others: Any,
+    train_loader: Loader,
+    valid_loader: Loader,
+    *,
+    accumulated: int = 1,
+    state: State | None = None,
+    scheduler: Scheduler | None = None,
+    loss_func: LossFunc = cross_entropy,
+    recorder: Recorder | None = None,
+    log_every: int = 100,
+    monitor: str = "loss/valid",
+    **callbacks: Any,
 ) -> tuple[Recorder, Metrics]:
-    recorder = Recorder()
-    others = {"scheduler": constant(opt), "state": State(), **others}
+    recorder, scheduler = recorder or Recorder(), scheduler or constant(opt)
     best = fit(
-        epochs,
         model,
-        others.pop("loss_func", cross_entropy),
-        opt,
-        train_loader,
+        loss_func,
+        EagerSteps(model, loss_func, opt, scheduler, train_loader, accumulated),
         valid_loader,
-        log=recorder.log,
-        save=recorder.save,
-        progress=recorder,
-        **others,
+        state or State(),
+        FitOptions(epochs, log_every, monitor),
+        Callbacks(recorder.log, recorder.save, recorder, **callbacks),
     )
     return recorder, best
 
@@ -383,7 +402,7 @@ def test_fit_with_accumulated_batches_follows_fit_with_large_ones_to_a_smaller_l
     small, big = (
         (loaders(tiny, size), SGD(m.parameters(), lr=0.1)) for size, m in ((20, one), (60, other))
     )
-    accumulated, _ = run_fit(3, one, small[1], *small[0], at_once=3)
+    accumulated, _ = run_fit(3, one, small[1], *small[0], accumulated=3)
     plain, _ = run_fit(3, other, big[1], *big[0])
     for a, b in zip(weights(one), weights(other), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -523,8 +542,7 @@ def test_a_loss_that_is_no_number_raises_diverged_after_it_was_logged(tiny: Data
     recorder = Recorder()
     opt = SGD(model.parameters(), lr=0.1)
     with pytest.raises(Diverged, match=r"loss/train is nan at step 4; try a smaller optimizer.lr"):
-        fit(2, model, cross_entropy, opt, train, train, scheduler=constant(opt), state=State(),
-            log=recorder.log, save=recorder.save, progress=recorder, log_every=4)  # fmt: skip
+        run_fit(2, model, opt, train, train, recorder=recorder, log_every=4)
     [(step, loss)] = recorder.of("loss/train")
     assert step == 4
     assert math.isnan(loss)
@@ -549,9 +567,8 @@ def test_a_signal_saves_after_the_step_and_raises_interrupted_with_its_number(
     model, recorder, state = small_model(), Recorder(), State()
     opt = SGD(model.parameters(), lr=0.1)
     with pytest.raises(Interrupted) as raised:
-        fit(2, model, cross_entropy, opt, *loaders(tiny), scheduler=constant(opt), state=state,
-            log=recorder.log, save=recorder.save, progress=recorder, log_every=2,
-            stopped=lambda: number if state.step == 3 else None)  # fmt: skip
+        run_fit(2, model, opt, *loaders(tiny), state=state, recorder=recorder, log_every=2,
+                stop_signal=lambda: number if state.step == 3 else None)  # fmt: skip
     assert raised.value.signal_number == number
     [(saved, best)] = recorder.saved
     assert not best
@@ -576,16 +593,13 @@ def test_a_fit_that_was_stopped_goes_on_with_its_state_to_the_same_bits(
     model, opt = make()
     recorder, state, pending = Recorder(), State(), [stop]
 
-    def stopped() -> int | None:
+    def stop_signal() -> int | None:
         return 15 if pending and state.step == pending[0] and pending.pop() else None
 
-    parts: dict[str, Any] = {
-        "scheduler": constant(opt), "state": state, "log": recorder.log, "save": recorder.save,
-        "progress": recorder, "log_every": 4, "stopped": stopped,
-    }  # fmt: skip
+    options: dict[str, Any] = {"state": state, "recorder": recorder, "log_every": 4}
     with pytest.raises(Interrupted):
-        fit(2, model, cross_entropy, opt, *loaders(tiny), **parts)
-    assert fit(2, model, cross_entropy, opt, *loaders(tiny), **parts) == best
+        run_fit(2, model, opt, *loaders(tiny), **options, stop_signal=stop_signal)
+    assert run_fit(2, model, opt, *loaders(tiny), **options)[1] == best
     assert identical(weights(model), weights(unbroken))
 
     def numbers(recorder: Recorder) -> list[tuple[int, int, Metrics]]:
@@ -597,7 +611,9 @@ def test_a_fit_that_was_stopped_goes_on_with_its_state_to_the_same_bits(
 def test_due_saves_inside_an_epoch_and_each_epochs_end_is_saved_once(tiny: Data) -> None:
     model = small_model()
     opt = SGD(model.parameters(), lr=0.1)
-    recorder, _ = run_fit(2, model, opt, *loaders(tiny), due=lambda step, taken: step % 3 == 0)
+    recorder, _ = run_fit(
+        2, model, opt, *loaders(tiny), checkpoint_due=lambda step, taken: step % 3 == 0
+    )
     assert [(state.epoch, state.batch) for state, _ in recorder.saved] == [
         (0, 3), (1, 0), (1, 3), (2, 0),
     ]  # fmt: skip

@@ -5,7 +5,7 @@ import torch
 from torch.autograd.profiler import record_function
 from torch.profiler import profile
 
-from experiments import lean_optim
+from experiments.training import lean_optim
 
 
 @pytest.fixture(autouse=True)

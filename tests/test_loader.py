@@ -17,9 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import Dataset
 
 from experiments.data import Data, Split
+from experiments.data.loaders import (
+    Batch,
+    BatchRows,
+    TensorLoader,
+    TorchLoader,
+    evaluation_options,
+    gather,
+)
 from experiments.data.mnist import load
-from experiments.loader import Batch, BatchRows, TensorLoader, TorchLoader, gather, once
-from experiments.streams import derive
+from experiments.data.streams import derive
 
 Loader = TensorLoader | TorchLoader
 LOADERS = (TensorLoader, TorchLoader)
@@ -188,7 +195,7 @@ class CountCalls(TorchDispatchMode):
 )
 def test_an_evaluations_batches_are_large(numbers: int, trained: int, evaluated: int) -> None:
     split = Split(torch.zeros(1, numbers), torch.zeros(1, dtype=torch.int64))
-    options = once(split, trained)
+    options = evaluation_options(split, trained)
     assert options == {"batch_size": evaluated, "shuffle": False, "drop_last": False}
 
 

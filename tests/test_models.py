@@ -10,15 +10,16 @@ from hypothesis import strategies as st
 from saved_runs import SMALL, go_on, record
 from torch import nn
 
-from experiments.build import build
-from experiments.config import CONF
+from experiments.config.compose import CONF
 from experiments.data import Data, Split
+from experiments.data.loaders import TensorLoader, evaluation_options
 from experiments.errors import UsageError
-from experiments.fit import evaluate
-from experiments.loader import TensorLoader, once
-from experiments.models import build_model, mlp
 from experiments.saved import load_run
-from experiments.train import check_fit, prepare_torch
+from experiments.training.build import build
+from experiments.training.determinism import prepare_torch
+from experiments.training.fit import evaluate
+from experiments.training.models import mlp
+from experiments.training.parts import build_model, check_fit
 
 widths = st.lists(st.integers(1, 20), max_size=4)
 
@@ -167,7 +168,9 @@ def test_a_saved_run_computes_in_the_precision_that_it_was_trained_in(
     config = compose([*SMALL, "trainer.precision=bfloat16"])
     go_on(tmp_path / "run", config, tiny)
     model = load_run(tmp_path / "run", "last").model
-    rows = TensorLoader(tiny.valid, **once(tiny.valid, config["loader"]["batch_size"]))
+    rows = TensorLoader(
+        tiny.valid, **evaluation_options(tiny.valid, config["loader"]["batch_size"])
+    )
     loss, accuracy = evaluate(model, nn.CrossEntropyLoss(), rows)
     told = record(tmp_path / "run")["metrics"]["last"]
     assert (loss, accuracy) == (told["loss/valid"], told["accuracy/valid"])

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from experiments.compiled import on_threads, trace
-from experiments.products import Products
+from experiments.compiled.package import on_threads
+from experiments.compiled.products import Products
+from experiments.compiled.trace import trace
 
 aten = torch.ops.aten
 

@@ -11,8 +11,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from experiments import __main__ as entrypoint
-from experiments.config import SCHEMA
+from experiments.config.compose import compose
+from experiments.config.schema import SCHEMA
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -51,7 +51,7 @@ def test_a_command_of_the_readme_composes(command: str, args: Namespace) -> None
             first.append(f"{override.key_or_group}={next(iter(override.sweep_string_iterator()))}")
         else:
             first.append(str(override.input_line))
-    entrypoint.compose(args, first)
+    compose(args, first)
 
 
 def test_every_key_in_the_tables_is_in_the_schema() -> None:
@@ -62,9 +62,9 @@ def test_every_key_in_the_tables_is_in_the_schema() -> None:
             assert key in SCHEMA, key
 
 
-def test_every_path_in_the_house_exists() -> None:
-    house = README.partition("## The house")[2].partition("Read `__main__`")[0]
-    names = re.findall(r"(?<![\w/])([\w]+(?:\.py|/)(?:\w+/)?)", house)
+def test_every_path_in_the_source_tree_exists() -> None:
+    tree = README.partition("## Source tree")[2].partition("Each line imports")[0]
+    names = re.findall(r"(?<![\w/])([\w]+(?:\.py|/)(?:\w+/)?)", tree)
     assert len(names) >= 20
     for name in names:
         places = [ROOT / name, ROOT / "src" / "experiments" / name, ROOT / "src" / name]

@@ -15,9 +15,10 @@ import yaml
 from saved_runs import SMALL, call, change_record, go_on, kill_after, record, stop_after
 
 from experiments import job, reproduce
-from experiments import run as runs
-from experiments.checkpoint import Checkpoints
 from experiments.data import Data, Split
+from experiments.directory import record as runs
+from experiments.directory.checkpoints import Checkpoints
+from experiments.directory.environment import git_state
 from experiments.errors import Diverged
 
 Compose = Callable[[list[str]], dict[str, Any]]
@@ -43,9 +44,9 @@ def small_data(tiny: Data, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_git_of_another_test() -> Iterator[None]:
     """The commit is asked for once in a process; tests change the directory."""
-    runs.git_state.cache_clear()
+    git_state.cache_clear()
     yield
-    runs.git_state.cache_clear()
+    git_state.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +351,7 @@ def test_a_run_that_diverged_diverges_again(
     (tmp_path / "run").mkdir()
     owned = runs.start(tmp_path / "run", config, [])
     with pytest.raises(Diverged):
-        job.go(owned, config)
+        job.execute(owned, config)
     code, told = reproduced(tmp_path / "run", capsys)
     assert code == 0, told
     assert "diverged: " in told

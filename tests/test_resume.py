@@ -34,9 +34,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments import __main__ as entrypoint
 from experiments import job
-from experiments import run as runs
-from experiments.checkpoint import Checkpoints
 from experiments.data import Data, Split
+from experiments.directory import record as runs
+from experiments.directory.checkpoints import Checkpoints
 from experiments.errors import UsageError
 
 Compose = Callable[[list[str]], dict[str, Any]]
@@ -362,7 +362,7 @@ def test_a_slip_is_told_in_one_line(
 def test_of_two_processes_only_one_goes_on(
     stopped_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr(runs, "LOCK_SECONDS", 0.1)
     ready, go = os.pipe(), os.pipe()
     child = os.fork()
     if not child:

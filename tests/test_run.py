@@ -18,11 +18,14 @@ from saved_runs import SMALL, go_on, record, stop_after
 from test_durable import disk_full, failing, in_a_child
 
 from experiments import job
-from experiments import run as runs
-from experiments.checkpoint import Checkpoints
 from experiments.data import Data
+from experiments.directory import record as runs
+from experiments.directory.checkpoints import Checkpoints
+from experiments.directory.claim import claim
+from experiments.directory.environment import git_state
+from experiments.directory.fingerprint import fingerprint
+from experiments.directory.paths import display_path
 from experiments.errors import Diverged, UsageError
-from experiments.fingerprint import fingerprint
 
 Compose = Callable[[list[str]], dict[str, Any]]
 
@@ -44,7 +47,7 @@ def finished(config: dict[str, Any], tiny: Data, tmp_path_factory: pytest.TempPa
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait no two seconds for a lock that a test holds on purpose."""
     monkeypatch.setattr(runs, "LOCK_SECONDS", 0.0)
-    runs.git_state.cache_clear()
+    git_state.cache_clear()
 
 
 def started(path: Path, config: dict[str, Any]) -> runs.Run:
@@ -182,7 +185,7 @@ def test_no_repository_is_no_commit(
 
 def go(path: Path, config: dict[str, Any], data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job, "load_data", lambda config: data)
-    job.go(started(path, config), config)
+    job.execute(started(path, config), config)
 
 
 def test_a_run_is_running_while_it_runs(config: dict[str, Any], tmp_path: Path) -> None:
@@ -215,7 +218,7 @@ def test_a_failed_run_has_the_traceback(
     def full_disk(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("experiments.tracking.Tracker.log", full_disk)
+    monkeypatch.setattr("experiments.directory.tracking.Tracker.log", full_disk)
     with pytest.raises(OSError, match="No space left"):
         go(tmp_path / "run", config, tiny, monkeypatch)
     said = record(tmp_path / "run")
@@ -240,7 +243,9 @@ def test_a_failed_run_that_is_resumed_has_no_error_any_more(
     config: dict[str, Any], tiny: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("experiments.checkpoint.Checkpoints.save", lambda *args, **kwargs: 1 / 0)
+        patch.setattr(
+            "experiments.directory.checkpoints.Checkpoints.save", lambda *args, **kwargs: 1 / 0
+        )
         with pytest.raises(ZeroDivisionError):
             go(tmp_path / "run", config, tiny, patch)
     go_on(tmp_path / "run", config, tiny)
@@ -265,7 +270,7 @@ def test_a_record_is_the_old_or_the_new_one_when_the_disk_is_full(
 
 
 def test_a_free_directory_is_found(tmp_path: Path) -> None:
-    names = [runs.claim(tmp_path / "a" / "run", exact=False).name for _ in range(3)]
+    names = [claim(tmp_path / "a" / "run", exact=False).name for _ in range(3)]
     assert names == ["run", "run-2", "run-3"]
 
 
@@ -275,7 +280,7 @@ def test_of_many_processes_each_gets_a_directory_of_its_own(tmp_path: Path) -> N
         child = os.fork()
         if not child:
             os.read(go[0], 1)
-            path = runs.claim(tmp_path / "run", exact=False)
+            path = claim(tmp_path / "run", exact=False)
             (path / str(number)).touch()
             os._exit(0)
         children.append(child)
@@ -286,13 +291,13 @@ def test_of_many_processes_each_gets_a_directory_of_its_own(tmp_path: Path) -> N
 
 def test_a_named_directory_is_taken_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert runs.claim(tmp_path / "run", exact=True) == tmp_path / "run"
-    assert runs.claim(tmp_path / "new" / "run", exact=True).is_dir()
+    assert claim(tmp_path / "run", exact=True) == tmp_path / "run"
+    assert claim(tmp_path / "new" / "run", exact=True).is_dir()
 
 
 def test_a_named_directory_with_a_run_is_refused(finished: Path, config: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="holds a run already; name another or resume="):
-        runs.claim(finished, exact=True)
+        claim(finished, exact=True)
     with pytest.raises(UsageError, match="holds a run already"):
         runs.start(finished, config, [])
 
@@ -301,7 +306,7 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for exact in (True, False):
         with pytest.raises(UsageError, match="cannot be made"):
-            runs.claim(tmp_path / "file" / "run", exact=exact)
+            claim(tmp_path / "file" / "run", exact=exact)
 
 
 def test_a_run_is_owned_until_it_ends(config: dict[str, Any], tmp_path: Path) -> None:
@@ -351,5 +356,5 @@ def test_a_path_is_shown_as_one_would_type_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert runs.short(tmp_path / "a" / "b") == "a/b"
-    assert runs.short(tmp_path.parent) == str(tmp_path.parent)
+    assert display_path(tmp_path / "a" / "b") == "a/b"
+    assert display_path(tmp_path.parent) == str(tmp_path.parent)

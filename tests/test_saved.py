@@ -13,10 +13,10 @@ from saved_runs import SMALL, go_on, record, stop_after
 
 import experiments
 from experiments import load_run
-from experiments.checkpoint import Checkpoints
 from experiments.data import Data
+from experiments.directory.checkpoints import Checkpoints
+from experiments.directory.metrics import read_metrics, rows_by_step
 from experiments.errors import UsageError
-from experiments.saved import read_metrics, table
 
 Compose = Callable[[list[str]], dict[str, Any]]
 
@@ -137,7 +137,7 @@ def test_numbers_that_are_none_come_back(tmp_path: Path) -> None:
 
 def test_the_lines_of_a_step_become_one_row() -> None:
     lines = [{"step": 1.0, "a": 1.0}, {"step": 2.0, "a": 2.0}, {"step": 2.0, "b": 3.0}]
-    assert table(lines) == [{"step": 1.0, "a": 1.0}, {"step": 2.0, "a": 2.0, "b": 3.0}]
+    assert rows_by_step(lines) == [{"step": 1.0, "a": 1.0}, {"step": 2.0, "a": 2.0, "b": 3.0}]
 
 
 def test_the_package_offers_what_it_says() -> None:

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
 
-from experiments import run as runs
-from experiments.config import CONF
+from experiments.config.compose import CONF
 from experiments.data import Data
-from experiments.fit import Scheduler
-from experiments.schedulers import constant, cosine
+from experiments.directory import record as runs
+from experiments.directory.claim import claim
 from experiments.train import train
+from experiments.training.fit import Scheduler
+from experiments.training.schedules import constant, cosine
 
 fractions = st.floats(0, 1)
 
@@ -103,7 +104,7 @@ def rates(
     def rates(*overrides: str) -> list[float]:
         settings = ["trainer.epochs=3", "loader.batch_size=60", "trainer.log_every=1"]
         config = compose([*settings, *overrides])
-        run = runs.start(runs.claim(tmp_path / "run", exact=True), config, [])
+        run = runs.start(claim(tmp_path / "run", exact=True), config, [])
         train(config, tiny, run)
         run.end("finished")
         lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())

@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from saved_runs import record
 
-from experiments.search import search_space
+from experiments.sweeps.search import search_space
 
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.streams import derive, global_state, restore_global_state, seed_global
+from experiments.data.streams import derive
+from experiments.training.determinism import global_state, restore_global_state, seed_global
 
 NAMES = ("init", "fit", "shuffle", "workers")
 

@@ -20,9 +20,9 @@ from saved_runs import assert_same_run, go_on, lines, record
 from terminal import run_in_terminal
 
 from experiments import job
-from experiments import run as runs
-from experiments.checkpoint import Checkpoints
-from experiments.config import run_name
+from experiments.config.names import run_name
+from experiments.directory.checkpoints import Checkpoints
+from experiments.directory.claim import lock_directory
 
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
@@ -348,7 +348,7 @@ def test_a_changed_config_is_a_new_run_and_leaves_the_old_one_alone(changed: Cha
 def test_a_sweep_that_another_process_runs_is_refused(cli: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "outputs" / "taken"
     sweep.mkdir(parents=True)
-    lock = runs.lock_directory(sweep)
+    lock = lock_directory(sweep)
     completed = cli("-m", "sweep=taken", "seed=0,1")
     os.close(lock)
     assert completed.returncode == 2
@@ -465,7 +465,7 @@ def newest_is_last(run: Path) -> bool:
     """Whether the newest checkpoint is of the last step that was logged, or of a later one."""
     content = Checkpoints(run / "checkpoints").load()
     logged = [json.loads(line)["step"] for line in lines(run)]
-    return content is not None and content["state"]["step"] >= max(logged)
+    return not logged or (content is not None and content["state"]["step"] >= max(logged))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

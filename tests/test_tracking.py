@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.saved import read_metrics
-from experiments.tracking import Tracker
+from experiments.directory.metrics import read_metrics
+from experiments.directory.tracking import Tracker
 
 Points = dict[tuple[str, int], list[float]]
 

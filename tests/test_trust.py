@@ -15,13 +15,15 @@ from saved_runs import SMALL, call, go_on, stop_after
 from test_checkpoint import Bomb, plant
 
 from experiments import __main__ as entrypoint
-from experiments import config as schema
 from experiments import evaluate, job, load_run, reproduce
-from experiments import run as runs
-from experiments.checkpoint import Checkpoints, serialize
+from experiments.config import schema
+from experiments.config.compose import CONF
+from experiments.config.slips import list_options
 from experiments.data import Data
+from experiments.directory.checkpoints import Checkpoints, serialize
+from experiments.directory.environment import git_state
+from experiments.directory.trust import check_names, check_objects
 from experiments.errors import UsageError
-from experiments.trust import check_names, check_objects
 
 Compose = Callable[[list[str]], dict[str, Any]]
 
@@ -130,11 +132,15 @@ HOSTILE: dict[str, tuple[str, object]] = {
     ),
     "our own imports": (
         "model",
-        {"_target_": "experiments.models.nn.Linear", "in_features": 784, "out_features": 10},
+        {
+            "_target_": "experiments.training.models.nn.Linear",
+            "in_features": 784,
+            "out_features": 10,
+        },
     ),
     "a part of another group": (
         "model",
-        {"_target_": "experiments.loader.TensorLoader", "split": None},
+        {"_target_": "experiments.data.loaders.TensorLoader", "split": None},
     ),
     "nested in an argument": (
         "model",
@@ -342,9 +348,9 @@ def test_a_repository_in_the_directory_is_not_asked_to_run_anything(name: str, r
         "echo two > file",
     ):
         subprocess.run(["sh", "-c", script], check=True)
-    runs.git_state.cache_clear()
+    git_state.cache_clear()
     COMMANDS["reproduce"](run)
-    runs.git_state.cache_clear()
+    git_state.cache_clear()
     assert not (run / "executed").exists()
 
 
@@ -358,7 +364,7 @@ def test_experimental_rerun_is_refused(capsys: pytest.CaptureFixture[str], run: 
 
 
 def test_every_shipped_option_may_be_built_from_a_saved_run(compose: Compose) -> None:
-    for group, names in schema.groups([schema.CONF]).items():
+    for group, names in list_options([CONF]).items():
         if group in schema.GROUPS:
             for name in names:
                 config = compose([f"{group}={name}"])

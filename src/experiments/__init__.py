@@ -1,6 +1,13 @@
 """Hydra-configured PyTorch experiments: a config is an experiment, a run is a directory."""
 
+import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from experiments.config.names import MOVED
 
 if TYPE_CHECKING:
     from experiments.saved import SavedRun, load_run
@@ -15,3 +22,19 @@ def __getattr__(name: str) -> Any:
 
         return getattr(saved, name)
     raise AttributeError(f"module 'experiments' has no attribute {name!r}")
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Imports a module that has moved under its old name, which people's code and saved configs
+    still use; both names give the same module object.
+    """
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self) if fullname in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        # the import system returns what stands here after a module was executed
+        sys.modules[module.__name__] = importlib.import_module(MOVED[module.__name__])
+
+
+sys.meta_path.append(MovedModules())

@@ -12,14 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-# What is made while starting lives on: to look for garbage in it takes a quarter of the start.
+# Start-up makes objects that stay alive: garbage collection of them takes a quarter of start-up.
 gc.disable()
 atexit.register(gc.freeze)
-
-import yaml  # noqa: E402
-
-# OmegaConf reads its files with whatever bears this name; libyaml's loader is the same in C.
-yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
 
 import hydra  # noqa: E402
 from hydra._internal.utils import get_args_parser  # noqa: E402
@@ -27,8 +22,15 @@ from hydra.core.global_hydra import GlobalHydra  # noqa: E402
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from experiments import config as schema  # noqa: E402
-from experiments.errors import Diverged, Interrupted, UsageError, refuse  # noqa: E402
+from experiments.config.compose import CONF, compose, config_directories  # noqa: E402
+from experiments.config.schema import SCHEMA, check_value  # noqa: E402
+from experiments.config.slips import CONFIG_ERRORS, explain, list_options  # noqa: E402
+from experiments.errors import (  # noqa: E402
+    Diverged,
+    Interrupted,
+    UsageError,
+    exit_with_usage_error,
+)
 
 HELP = """\
 experiments: PyTorch experiments from YAML, each in a directory of its own.
@@ -60,7 +62,7 @@ def main() -> None:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for one's own models and data
     parser = get_args_parser()
-    parser.error = partial(refuse, "experiments")  # type: ignore[method-assign]
+    parser.error = partial(exit_with_usage_error, "experiments")  # type: ignore[method-assign]
     parser.add_argument("--trust", action="append", default=[])
     # sweep=NAME is short for a directory below outputs/, where a sweep can be found again
     sys.argv = [re.sub(r"^sweep=(?=.)", "hydra.sweep.dir=outputs/", word) for word in sys.argv]
@@ -87,7 +89,7 @@ def main() -> None:
 
             job.run_single(composed, config)
     except UsageError as error:
-        refuse("experiments", str(error))
+        exit_with_usage_error("experiments", str(error))
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
@@ -116,46 +118,22 @@ def resumed_directory(args: Namespace) -> Path | None:
     return Path(named[0].partition("=")[2])
 
 
-def config_directories(args: Namespace) -> list[Path]:
-    """Where options are looked for: the project's, then the person's own."""
-    return [schema.CONF, *([Path(args.config_dir).absolute()] if args.config_dir else [])]
-
-
 def list_groups(args: Namespace) -> str:
     """A line for each group with its options, the default one marked by a star."""
-    defaults = (schema.CONF / "config.yaml").read_text()
+    defaults = (CONF / "config.yaml").read_text()
     lines = []
-    for group, options in schema.groups(config_directories(args)).items():
+    for group, options in list_options(config_directories(args)).items():
         marked = (f"{name}*" if f"- {group}: {name}\n" in defaults else name for name in options)
         lines.append(f"  {group:12} {', '.join(marked)}")
     return "\n".join(lines)
-
-
-def compose(args: Namespace, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
-    """The config of one command line as Hydra composes it, with its own node in it, and the same
-    without that node, resolved and checked against the schema.
-
-    Raises UsageError for whatever cannot be composed or breaks the schema.
-    """
-    if args.config_dir:
-        # as an override, so that .hydra/ tells it
-        overrides = [*overrides, f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"]
-    try:
-        if not GlobalHydra.instance().is_initialized():
-            folder = str(Path(args.config_path or schema.CONF).absolute())
-            hydra.initialize_config_dir(folder, "experiments", version_base="1.3")
-        config = hydra.compose(args.config_name or "config", overrides, return_hydra_config=True)
-    except schema.CONFIG_ERRORS as error:
-        raise schema.explain(error, config_directories(args), overrides) from error
-    return config, schema.validate(config)
 
 
 def run_sweep(args: Namespace) -> None:
     """Check every swept value, claim a sweep directory, and let Hydra's launcher run the jobs."""
     try:
         overrides = OverridesParser.create().parse_overrides(args.overrides)
-    except schema.CONFIG_ERRORS as error:
-        raise schema.explain(error, config_directories(args), args.overrides) from error
+    except CONFIG_ERRORS as error:
+        raise explain(error, config_directories(args), args.overrides) from error
     first: list[str] = []
     options: list[list[str]] = []
     for override in overrides:
@@ -170,12 +148,15 @@ def run_sweep(args: Namespace) -> None:
     composed, _ = compose(args, first)
     for option in options:
         key = option[0].partition("=")[0]
-        if key in schema.SCHEMA:
-            schema.check_value(key, OverridesParser.create().parse_override(option[0]).value())
+        if key in SCHEMA:
+            check_value(key, OverridesParser.create().parse_override(option[0]).value())
         else:
             compose(args, [*(old for old in first if old.partition("=")[0] != key), *option])
-    from experiments import job, sweep
-    from experiments.run import claim, short
+    from experiments import job
+    from experiments.directory.claim import claim
+    from experiments.directory.paths import display_path
+    from experiments.sweeps import sweep
+    from experiments.sweeps.pool import start_fork_server
 
     directory = Path(composed.hydra.sweep.dir)
     if not any(override.startswith("hydra.sweep.dir=") for override in args.overrides):
@@ -188,19 +169,19 @@ def run_sweep(args: Namespace) -> None:
     gc.freeze()
     gc.enable()  # every composed config is a heap of cycles
     stopped_by = 0
-    with sweep.owned(directory):
+    with sweep.locked(directory):
         chosen = composed.hydra.runtime.choices
         if (chosen["hydra/launcher"], chosen["hydra/sweeper"]) == ("workers", "basic"):
-            sweep.start_fork_server()  # early: it takes longer than all that Hydra does before
+            start_fork_server()  # early: it takes longer than all that Hydra does before
         try:
             run_hydra_main(args, job.run_in_sweep)
-        except Interrupted as asked:
-            stopped_by = asked.signal_number
+        except Interrupted as interrupted:
+            stopped_by = interrupted.signal_number
         except KeyboardInterrupt:
             stopped_by = signal.SIGINT
-        failed = sweep.conclude(directory)
+        failed = sweep.report_results(directory)
     if stopped_by:
-        name = f"hydra.sweep.dir={short(directory)}"
+        name = f"hydra.sweep.dir={display_path(directory)}"
         print(f"interrupted; the same command with {name} goes on", file=sys.stderr)
         sys.exit(128 + stopped_by)
     sys.exit(1 if failed else 0)
@@ -209,9 +190,9 @@ def run_sweep(args: Namespace) -> None:
 def run_hydra_main(args: Namespace, task: Callable[[DictConfig], float] = lambda config: 0) -> None:
     """Leave a sweep of `task`, or a question about the config, to Hydra's own main."""
     try:
-        hydra.main(version_base="1.3", config_path=str(schema.CONF), config_name="config")(task)()
-    except schema.CONFIG_ERRORS as error:
-        raise schema.explain(error, config_directories(args), args.overrides) from error
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
+    except CONFIG_ERRORS as error:
+        raise explain(error, config_directories(args), args.overrides) from error
 
 
 def command() -> None:

@@ -1,4 +1,4 @@
-"""The exceptions that mean something to the person who runs an experiment, and their telling."""
+"""The exceptions that mean something to the person who runs an experiment."""
 
 import sys
 from typing import NoReturn
@@ -24,7 +24,7 @@ class Interrupted(Exception):
         self.signal_number = signal_number
 
 
-def refuse(program: str, line: str) -> NoReturn:
-    """Tell the person in one line what is wrong with a command, and leave with exit code 2."""
+def exit_with_usage_error(program: str, line: str) -> NoReturn:
+    """Print in one line what is wrong with a command, and exit with code 2."""
     print(f"{program}: {line}", file=sys.stderr)
     sys.exit(2)

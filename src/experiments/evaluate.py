@@ -5,15 +5,16 @@ as a picture and for TensorBoard, in the run directory.
 """
 
 import argparse
-import io
 import json
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from experiments import durable
-from experiments import run as runs
-from experiments.errors import UsageError, refuse
+from experiments.directory import durable
+from experiments.directory.paths import display_path
+from experiments.directory.record import read_record
+from experiments.errors import UsageError, exit_with_usage_error
+from experiments.results.confusion import class_figures, confusion_picture
 
 
 def main() -> None:
@@ -24,12 +25,12 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "valid", "test"), default="valid")
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE",
                         help="a module that the saved config may name")  # fmt: skip
-    parser.error = partial(refuse, "experiments.evaluate")  # type: ignore[method-assign]
+    parser.error = partial(exit_with_usage_error, "experiments.evaluate")  # type: ignore[method-assign]
     args = parser.parse_args()
     try:
         report = evaluate_run(args.run, args.checkpoint, args.split, args.trust)
     except UsageError as error:
-        refuse("experiments.evaluate", str(error))
+        exit_with_usage_error("experiments.evaluate", str(error))
     print(as_text(report))
 
 
@@ -46,15 +47,15 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
 
     import torch
 
-    from experiments.build import build
-    from experiments.fit import Batch, Loader, evaluate
+    from experiments.data.loaders import Loader, evaluation_options
+    from experiments.directory.tracking import log_image
     from experiments.job import load_data
-    from experiments.loader import once
-    from experiments.tracking import log_image
+    from experiments.training.build import build
+    from experiments.training.fit import evaluate
 
     rows = getattr(load_data(saved.config), split)
-    options = once(rows, saved.config["loader"]["batch_size"])
-    loader = cast(Loader[Batch], build(saved.config, "loader", rows, **options))
+    options = evaluation_options(rows, saved.config["loader"]["batch_size"])
+    loader = cast(Loader, build(saved.config, "loader", rows, **options))
     loss, accuracy = evaluate(saved.model, build(saved.config, "loss"), loader)
     with torch.no_grad():
         predicted = torch.cat([saved.model(xb).argmax(1) for xb, _ in loader.batches()])
@@ -79,27 +80,9 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
     durable.write(data_file, json.dumps(report, indent=2).encode() + b"\n")
     durable.write(picture_file, picture)
     # TensorBoard follows the newest file: a second one would hide what a live run still writes
-    if not shown_already and runs.read_record(path)["state"] == "finished":
+    if not shown_already and read_record(path)["state"] == "finished":
         log_image(path, f"confusion/{split}_{checkpoint}", saved.step, picture)
-    return {**report, "files": [runs.short(data_file), runs.short(picture_file)]}
-
-
-def class_figures(matrix: list[list[int]]) -> list[dict[str, float]]:
-    """Rows, precision, recall and F1 of each class; 0 where a ratio has nothing below it.
-
-    matrix: rows are targets, columns predictions
-    """
-    figures = []
-    for number, row in enumerate(matrix):
-        hits, rows, chosen = row[number], sum(row), sum(other[number] for other in matrix)
-        figures.append({
-            "class": number,
-            "rows": rows,
-            "precision": hits / chosen if chosen else 0.0,
-            "recall": hits / rows if rows else 0.0,
-            "f1": 2 * hits / (rows + chosen) if rows + chosen else 0.0,
-        })  # fmt: skip
-    return figures
+    return {**report, "files": [display_path(data_file), display_path(picture_file)]}
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -115,35 +98,6 @@ def as_text(report: dict[str, Any]) -> str:
         for figures in report["classes"]
     ]
     return "\n".join([*lines, *report["files"]])
-
-
-def confusion_picture(report: dict[str, Any]) -> bytes:
-    """The confusion matrix as a PNG: targets down, predictions across, mistakes coloured."""
-    from matplotlib.figure import Figure
-
-    matrix = report["confusion"]
-    classes = range(len(matrix))
-    mistakes = [[0 if i == j else matrix[i][j] for j in classes] for i in classes]
-    figure = Figure(figsize=(6.4, 6.0), dpi=110, layout="constrained")
-    axes = figure.add_subplot(
-        title=f"{report['split']}, {report['checkpoint']} checkpoint: "
-        f"accuracy {report['accuracy']:.4f}",
-        xlabel="predicted",
-        ylabel="target",
-        xticks=classes,
-        yticks=classes,
-    )
-    # on one scale with the right ones, the mistakes could not be told apart
-    worst = max(map(max, mistakes))
-    axes.imshow(mistakes, cmap="Oranges", vmax=1.5 * max(worst, 1))  # dark text stays legible
-    if len(matrix) <= 20:
-        for i in classes:
-            for j in classes:
-                axes.text(j, i, str(matrix[i][j]), ha="center", va="center", fontsize=8,
-                          weight="bold" if i == j else "normal")  # fmt: skip
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
 
 
 if __name__ == "__main__":

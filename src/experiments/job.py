@@ -20,15 +20,20 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import config as schema
-from experiments import run as runs
-from experiments.build import build
+from experiments.config.compose import validate
 from experiments.data import Data
+from experiments.directory import record
+from experiments.directory.claim import claim
+from experiments.directory.paths import display_path
 from experiments.errors import Diverged, Interrupted, UsageError
 from experiments.interrupt import Interrupt
+from experiments.training.build import build
 
 if TYPE_CHECKING:
-    from experiments.progress import Shown
+    from experiments.training.progress import Progress
+
+    # given the number of epochs and of batches in each
+    ProgressMaker = Callable[[int, int], Progress]
 
 
 def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
@@ -39,7 +44,7 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
     named = any(o.startswith("hydra.run.dir=") for o in composed.hydra.overrides.hydra)
     wanted = Path(composed.hydra.run.dir)
     missing = [folder for folder in wanted.parents if not folder.exists()]
-    directory = runs.claim(wanted, exact=named)
+    directory = claim(wanted, exact=named)
     try:
         load_data(config)
     except BaseException:  # Ctrl-C, too, leaves nothing empty behind
@@ -69,7 +74,7 @@ def _load_data(node: str) -> Data:
     return cast(Data, build({"data": json.loads(node)}, "data"))
 
 
-def run(config: DictConfig, show: "Callable[[int, int], Shown] | None" = None) -> float:
+def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
     """One run, from a composed config to a finished directory; returns the monitored number.
 
     A job of a sweep whose directory holds the same run already goes on with it, or returns what
@@ -78,21 +83,21 @@ def run(config: DictConfig, show: "Callable[[int, int], Shown] | None" = None) -
     """
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
-    resolved = schema.validate(config)
+    resolved = validate(config)
     if not OmegaConf.is_missing(settings.job, "num") and (path / "run.json").exists():
-        if (path / "config.yaml").read_bytes() != runs.config_text(resolved):
+        if (path / "config.yaml").read_bytes() != record.config_text(resolved):
             raise UsageError(f"{path}: holds a run of another config; name another hydra.sweep.dir")
-        record = runs.read_record(path)
-        if record["state"] == "finished":
-            return float(record["metrics"]["best"][resolved["trainer"]["monitor"]])
-        if record["state"] == "diverged":
-            raise Diverged(record["error"])
-        owned = runs.reopen(path)
+        saved = record.read_record(path)
+        if saved["state"] == "finished":
+            return float(saved["metrics"]["best"][resolved["trainer"]["monitor"]])
+        if saved["state"] == "diverged":
+            raise Diverged(saved["error"])
+        owned = record.reopen(path)
     else:
         overrides = [str(override) for override in settings.overrides.task]
-        owned = runs.start(path, resolved, overrides)
-    best = go(owned, resolved, show=show)
-    print(report(owned))
+        owned = record.start(path, resolved, overrides)
+    best = execute(owned, resolved, progress=progress)
+    print(summary(owned))
     return best
 
 
@@ -116,44 +121,47 @@ def resume(path: Path, trust: Sequence[str]) -> None:
     Raises UsageError where there is none to go on with, or where its config names what is
     neither ours, torch's nor in the modules of `trust`.
     """
-    from experiments.saved import read_config
-    from experiments.trust import check_objects
+    from experiments.directory.saved_config import read_config
+    from experiments.directory.trust import check_objects
 
     config = read_config(path, trust)
-    if runs.read_record(path)["state"] == "finished":
-        print(f"{runs.short(path)}: finished already")
+    if record.read_record(path)["state"] == "finished":
+        print(f"{display_path(path)}: finished already")
         return
     check_objects(config, trust)
-    owned = runs.reopen(path)
-    go(owned, config)
-    print(report(owned))
+    owned = record.reopen(path)
+    execute(owned, config)
+    print(summary(owned))
 
 
-def go(
-    owned: runs.Run,
+def execute(
+    owned: record.Run,
     config: dict[str, Any],
     *,
     epochs: int | None = None,
-    show: "Callable[[int, int], Shown] | None" = None,
+    progress: "ProgressMaker | None" = None,
 ) -> float:
     """Fit in an owned run directory, fresh or from its checkpoint, and record how that ended.
 
     epochs: end after so many of the config's.
-    show: makes what is told of the run while it goes on; None is what suits standard output.
+    progress: makes what shows how far the run is; None is what suits standard output.
     """
-    # what there is now stays; see __main__
+    # freeze what start-up made out of collection; see __main__
     gc.freeze()
     gc.enable()
     try:
         with Interrupt() as interrupt:
             data = load_data(config)
-            # only here, so that whatever was wrong before it has been told at once
+            # imported here, so that whatever is wrong before it is reported at once
             from experiments.train import train
+            from experiments.training.progress import make_progress
 
-            best = train(config, data, owned, lambda: interrupt.number, epochs, show)
+            best = train(
+                config, data, owned, lambda: interrupt.number, epochs, progress or make_progress
+            )
     except (Interrupted, KeyboardInterrupt) as asked:
         owned.end("interrupted")
-        path = shlex.quote(runs.short(owned.path))
+        path = shlex.quote(display_path(owned.path))
         print(f"interrupted; go on with: python -m experiments resume={path}", file=sys.stderr)
         number = asked.signal_number if isinstance(asked, Interrupted) else signal.SIGINT
         sys.exit(128 + number)
@@ -167,10 +175,10 @@ def go(
     return best
 
 
-def report(owned: runs.Run) -> str:
+def summary(owned: record.Run) -> str:
     """The last lines of a run: what it reached, where it lies and how to look at it."""
     best, test = owned.record["metrics"]["best"], owned.record["metrics"]["test"]
-    path = shlex.quote(runs.short(owned.path))
+    path = shlex.quote(display_path(owned.path))
     return (
         f"best  loss/valid {best['loss/valid']:.4f}, accuracy/valid {best['accuracy/valid']:.4f} "
         f"(epoch {best['epoch']})\n"

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import job
-from experiments import run as runs
-from experiments.errors import Diverged, UsageError, refuse
-from experiments.saved import read_config, read_metrics
-from experiments.trust import check_objects
+from experiments.directory.claim import claim
+from experiments.directory.metrics import read_metrics
+from experiments.directory.paths import display_path
+from experiments.directory.record import read_record, start
+from experiments.directory.saved_config import read_config
+from experiments.directory.trust import check_objects
+from experiments.errors import Diverged, UsageError, exit_with_usage_error
 
 # Differs between any two runs, since it is a measurement of the machine.
 UNCOMPARED = "throughput"
@@ -49,7 +52,7 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="the directory for the new run")
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE",
                         help="a module that the saved config may name")  # fmt: skip
-    parser.error = partial(refuse, "experiments.reproduce")  # type: ignore[method-assign]
+    parser.error = partial(exit_with_usage_error, "experiments.reproduce")  # type: ignore[method-assign]
     args = parser.parse_args()
     try:
         if args.epochs is not None and args.epochs < 1:
@@ -58,7 +61,7 @@ def main() -> None:
             raise UsageError(f"--rtol {args.rtol}: expected a number at least 0")
         same = reproduce(args.run, args.into, args.epochs, args.rtol, args.trust)
     except UsageError as error:
-        refuse("experiments.reproduce", str(error))
+        exit_with_usage_error("experiments.reproduce", str(error))
     sys.exit(0 if same else 1)
 
 
@@ -71,20 +74,20 @@ def reproduce(
     Raises UsageError where the directory holds no run that may be built.
     """
     config = read_config(original, trust)
-    record = runs.read_record(original)
+    record = read_record(original)
     lines = read_metrics(original)
-    surroundings = record.get("environment", {})
-    if surroundings:
-        config["trainer"]["device"] = "cpu" if surroundings["device"] == "cpu" else "cuda"
+    environment = record.get("environment", {})
+    if environment:
+        config["trainer"]["device"] = "cpu" if environment["device"] == "cpu" else "cuda"
     if epochs is not None and epochs > config["trainer"]["epochs"]:
         raise UsageError(f"--epochs {epochs}: the run has {config['trainer']['epochs']}")
 
     check_objects(config, trust)
     stamp = datetime.now().strftime("%Y-%m-%d/%H-%M-%S-reproduction")
-    path = runs.claim(into or Path("outputs") / stamp, exact=into is not None)
-    owned = runs.start(path, config, record["overrides"])
+    path = claim(into or Path("outputs") / stamp, exact=into is not None)
+    owned = start(path, config, record["overrides"])
     try:
-        job.go(owned, config, epochs=epochs)
+        job.execute(owned, config, epochs=epochs)
     except Diverged as error:
         print(f"diverged: {error}")
 
@@ -92,12 +95,12 @@ def reproduce(
     difference = first_difference(lines, read_metrics(path), epochs, rtol, whole=whole)
     weights = weights_difference(original, path, record, owned.record, epochs, rtol)
     same = difference is None and weights is None
-    print(f"\noriginal      {runs.short(original)} ({record['state']})")
-    print(f"reproduction  {runs.short(path)}")
+    print(f"\noriginal      {display_path(original)} ({record['state']})")
+    print(f"reproduction  {display_path(path)}")
     for text in (difference, weights):
         if text is not None:
             print(f"differs at    {text}")
-    compared = [line for line in lines if within(line, epochs)]
+    compared = [line for line in lines if is_compared(line, epochs)]
     steps = compared[-1]["step"] if compared else 0
     for note in notes(original, record, owned.record):
         print(f"note          {note}")
@@ -111,7 +114,7 @@ def reproduce(
     return same
 
 
-def within(line: dict[str, float], epochs: int | None) -> bool:
+def is_compared(line: dict[str, float], epochs: int | None) -> bool:
     """Whether a line of metrics.jsonl is compared: of the first epochs, and no measurement."""
     if UNCOMPARED in line:
         return False
@@ -130,8 +133,8 @@ def first_difference(
 
     An original that was cut short is compared as far as it went, a `whole` one to the end.
     """
-    before = [line for line in before if within(line, epochs)]
-    after = [line for line in after if within(line, epochs)]
+    before = [line for line in before if is_compared(line, epochs)]
+    after = [line for line in after if is_compared(line, epochs)]
     for number in range(len(after) if whole and len(after) > len(before) else len(before)):
         line = before[number] if number < len(before) else {"step": after[number]["step"]}
         other = after[number] if number < len(after) else {}
@@ -170,7 +173,7 @@ def weights_difference(
         return None
     if before["weights"]["final"] == after.get("weights", {}).get("final"):
         return None
-    from experiments.checkpoint import Checkpoints
+    from experiments.directory.checkpoints import Checkpoints
 
     contents = [Checkpoints(directory / "checkpoints").load() for directory in (original, path)]
     if contents[0] is None or contents[1] is None:
@@ -194,15 +197,15 @@ def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list
     found = []
     if sha256((original / "config.yaml").read_bytes()).hexdigest() != before["config_sha256"]:
         found.append("config.yaml was changed since the run began")
-    was, now = circumstances(before), circumstances(after)
+    was, now = environment_of(before), environment_of(after)
     found += [
         f"{name}: {was.get(name)} before, {now[name]} now"
         for name in now
         if was.get(name) != now[name]
     ]
     if "final" in before.get("weights", {}):
-        from experiments.checkpoint import Checkpoints
-        from experiments.fingerprint import fingerprint
+        from experiments.directory.checkpoints import Checkpoints
+        from experiments.directory.fingerprint import fingerprint
 
         content = Checkpoints(original / "checkpoints").load()
         if content is None or fingerprint(content["model"]) != before["weights"]["final"]:
@@ -210,7 +213,7 @@ def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list
     return found
 
 
-def circumstances(record: dict[str, Any]) -> dict[str, Any]:
+def environment_of(record: dict[str, Any]) -> dict[str, Any]:
     """What a run's bits may depend on besides its config, by name, out of its run.json."""
     return {
         "seed": record["seed"],

@@ -35,8 +35,10 @@ class Split:
         """The rows on a device."""
         return Split(self.x.to(device), self.y.to(device))
 
-    def walk(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
-        """The row numbers of each batch, int64 (batch,), out of those of each window."""
+    def prefetched(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+        """The row numbers of each batch, int64 (batch,), out of those of each window. A split in
+        files reads the rows of the next window meanwhile.
+        """
         return chain.from_iterable(windows)
 
     def release(self) -> None:
@@ -54,7 +56,7 @@ class Data:
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """A sha256 of each split, by name; computed once, though many runs may ask."""
-        from experiments.fingerprint import fingerprint
+        from experiments.directory.fingerprint import fingerprint
 
         splits = {"train": self.train, "valid": self.valid, "test": self.test}
         return {

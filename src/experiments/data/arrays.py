@@ -58,8 +58,8 @@ class Mapped:
             )
         return flat.view(self.shape)
 
-    def ask(self, first: int, last: int) -> None:
-        """Have rows `first` up to `last` read from the disk, and do not wait for it."""
+    def prefetch(self, first: int, last: int) -> None:
+        """Have the kernel read rows `first` up to `last` ahead, without waiting for it."""
         begin = self.start + first * self.row_bytes
         begin -= begin % mmap.PAGESIZE
         end = self.start + min(last, self.shape[0]) * self.row_bytes
@@ -83,25 +83,25 @@ class MappedSplit(Split):
         """Itself, since it may fit nowhere; the loaders move each batch."""
         return self
 
-    def walk(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
+    def prefetched(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
         """The row numbers of each batch, int64 (batch,). While those of one window are used, the
         rows of the next are read; after it, its pages are given back.
         """
-        asked = map(self.ask, windows)
-        ahead = next(asked, None)
+        reading = map(self.prefetch, windows)
+        ahead = next(reading, None)
         while ahead is not None:
-            window, ahead = ahead, next(asked, None)
+            window, ahead = ahead, next(reading, None)
             yield from window
             self.release()
 
-    def ask(self, window: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Have the blocks of a window read, and return the window."""
+    def prefetch(self, window: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Have the kernel read the blocks of a window ahead; returns the window."""
         import torch
 
         blocks = (torch.cat(list(window)) // self.block).unique()
         for block in blocks.tolist():
             for file in self.files:
-                file.ask(block * self.block, (block + 1) * self.block)
+                file.prefetch(block * self.block, (block + 1) * self.block)
         return window
 
     def release(self) -> None:

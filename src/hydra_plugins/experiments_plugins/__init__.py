@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 
 class WorkersLauncher(Launcher):
-    """Runs the jobs of a sweep in worker processes: Hydra's side of experiments.sweep."""
+    """Runs the jobs of a sweep in worker processes: Hydra's side of experiments.sweeps.sweep."""
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers
@@ -18,7 +18,7 @@ class WorkersLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        from experiments.sweep import Sweep
+        from experiments.sweeps.sweep import Sweep
 
         self.sweep = Sweep(config, hydra_context, self.workers)
 
@@ -29,7 +29,7 @@ class WorkersLauncher(Launcher):
 
 
 class TPESweeper(Sweeper):
-    """Asks Optuna for each next run: Hydra's side of experiments.search."""
+    """Asks Optuna for each next run: Hydra's side of experiments.sweeps.search."""
 
     def __init__(self, trials: int, seed: int, prune: bool, workers: int | None) -> None:
         self.trials, self.seed, self.prune, self.workers = trials, seed, prune, workers
@@ -40,8 +40,8 @@ class TPESweeper(Sweeper):
         self.config, self.hydra_context = config, hydra_context
 
     def sweep(self, arguments: list[str]) -> None:
-        from experiments.search import search
-        from experiments.sweep import Sweep
+        from experiments.sweeps.search import search
+        from experiments.sweeps.sweep import Sweep
 
         config, context = self.config, self.hydra_context
         assert config is not None

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-from experiments.config import show
+from experiments.config.names import format_value
 from experiments.errors import UsageError
-from experiments.sweep import Job, Sweep, place
+from experiments.sweeps.jobs import Job, place_job
+from experiments.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
     import optuna
@@ -68,33 +69,36 @@ def search(
         study.tell(trial.number, state=states.FAIL)
         study.enqueue_trial(trial.params)
     ended = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
-    asked: dict[Path, optuna.trial.Trial] = {}
-    told: set[Path] = set()
+    trials_by_path: dict[Path, optuna.trial.Trial] = {}
+    reported: set[Path] = set()
 
     def jobs(placed: list[Job]) -> Iterator[Job]:
         left, in_a_row = max(trials - ended, 0), 0
         while left > 0 and in_a_row < DUPLICATES:
             trial = study.ask(space)
-            overrides = [*fixed, *(f"{key}={show(value)}" for key, value in trial.params.items())]
-            job = place(directory, sweep.loader.take(sweep.config, overrides), trial.number)
-            if job.path in asked and job.path not in told:
+            overrides = [
+                *fixed,
+                *(f"{key}={format_value(value)}" for key, value in trial.params.items()),
+            ]
+            job = place_job(directory, sweep.loader.pop(sweep.config, overrides), trial.number)
+            if job.path in trials_by_path and job.path not in reported:
                 # the same values are being run at this moment
                 study.tell(trial, state=states.FAIL)
                 in_a_row += 1
                 continue
             left, in_a_row = left - 1, 0
-            asked[job.path] = trial
-            told.discard(job.path)
+            trials_by_path[job.path] = trial
+            reported.discard(job.path)
             placed.append(job)
             yield job
 
-    def hopeless(job: Job, epoch: int, value: float) -> bool:
-        asked[job.path].report(value, epoch)
-        return asked[job.path].should_prune()
+    def should_prune(job: Job, epoch: int, value: float) -> bool:
+        trials_by_path[job.path].report(value, epoch)
+        return trials_by_path[job.path].should_prune()
 
-    def tell(job: Job) -> None:
-        trial = asked[job.path]
-        told.add(job.path)
+    def report(job: Job) -> None:
+        trial = trials_by_path[job.path]
+        reported.add(job.path)
         if job.state == "finished":
             study.tell(trial, job.value)
         elif job.state in ("pruned", "diverged"):
@@ -102,7 +106,7 @@ def search(
         elif job.state == "failed":
             study.tell(trial, state=states.FAIL)
 
-    sweep.run_all(jobs, max(trials - ended, 0), hopeless=hopeless, ended=tell)
+    sweep.run_all(jobs, max(trials - ended, 0), should_prune=should_prune, on_job_end=report)
 
 
 def search_space(

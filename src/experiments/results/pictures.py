@@ -3,22 +3,20 @@
 import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from experiments.saved import read_metrics
-
-if TYPE_CHECKING:
-    from experiments.compare import Row
+from experiments.directory.metrics import read_metrics
+from experiments.results.rows import Row, value_of
 
 CURVES = 24  # runs whose curves are drawn, the best first: more cannot be told apart
 LINES = 300  # runs in parallel coordinates
 TICKS = 16  # values of a key that are written out
 
 
-def results_picture(rows: Sequence["Row"], keys: Sequence[str]) -> bytes:
+def results_picture(rows: Sequence[Row], keys: Sequence[str]) -> bytes:
     """A PNG: a heatmap for two swept keys, a line for one, parallel coordinates for more, and
     beside it the validation loss of the best runs over their steps.
     """
@@ -43,18 +41,16 @@ def results_picture(rows: Sequence["Row"], keys: Sequence[str]) -> bytes:
     return file.getvalue()
 
 
-def score(row: "Row") -> float:
+def score(row: Row) -> float:
     """The best monitored number of a run; NaN where it has none or did not end well."""
     if row.state in ("failed", "diverged"):
         return math.nan
     return float(row.best.get(row.monitor, math.nan))
 
 
-def values_of(rows: Sequence["Row"], key: str) -> list[str]:
+def values_of(rows: Sequence[Row], key: str) -> list[str]:
     """The values of a key in the rows, numbers in order of size."""
-    from experiments.compare import value
-
-    found = {value(row, key) for row in rows}
+    found = {value_of(row, key) for row in rows}
 
     def order(text: str) -> tuple[int, float, str]:
         try:
@@ -72,17 +68,15 @@ def ticks(values: Sequence[str]) -> tuple[list[int], list[str]]:
     return places, [values[place] for place in places]
 
 
-def mean_scores(rows: Sequence["Row"], keys: Sequence[str]) -> dict[tuple[str, ...], float]:
+def mean_scores(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[str, ...], float]:
     """The mean score of the runs that share their values of `keys`."""
-    from experiments.compare import value
-
     groups: dict[tuple[str, ...], list[float]] = {}
     for row in rows:
-        groups.setdefault(tuple(value(row, key) for key in keys), []).append(score(row))
+        groups.setdefault(tuple(value_of(row, key) for key in keys), []).append(score(row))
     return {place: sum(scores) / len(scores) for place, scores in groups.items()}
 
 
-def draw_line(axes: Any, rows: Sequence["Row"], key: str, monitor: str) -> None:
+def draw_line(axes: Any, rows: Sequence[Row], key: str, monitor: str) -> None:
     """The number over the values of the one key, a point each; a cross where a run has none."""
     values = values_of(rows, key)
     scores = mean_scores(rows, [key])
@@ -101,7 +95,7 @@ def draw_line(axes: Any, rows: Sequence["Row"], key: str, monitor: str) -> None:
 
 
 def draw_heatmap(
-    figure: Figure, axes: Any, rows: Sequence["Row"], down: str, across: str, monitor: str
+    figure: Figure, axes: Any, rows: Sequence[Row], down: str, across: str, monitor: str
 ) -> None:
     """The number for each pair of values, written into its field; empty where there is none."""
     ys, xs = values_of(rows, down), values_of(rows, across)
@@ -125,11 +119,9 @@ def draw_heatmap(
 
 
 def draw_parallel(
-    figure: Figure, axes: Any, rows: Sequence["Row"], keys: Sequence[str], monitor: str
+    figure: Figure, axes: Any, rows: Sequence[Row], keys: Sequence[str], monitor: str
 ) -> None:
     """A line for each run through its values of all keys, coloured by its rank."""
-    from experiments.compare import value
-
     values = {key: values_of(rows, key) for key in keys}
     heights = {
         key: {text: place / max(len(texts) - 1, 1) for place, text in enumerate(texts)}
@@ -138,7 +130,7 @@ def draw_parallel(
     shown = [row for row in rows if math.isfinite(score(row))][:LINES]
     colours = colormaps["viridis"]
     for rank, row in reversed(list(enumerate(shown))):
-        line = [heights[key][value(row, key)] for key in keys]
+        line = [heights[key][value_of(row, key)] for key in keys]
         axes.plot(range(len(keys)), line, color=colours(rank / max(len(shown) - 1, 1)), lw=1.2)
     for i, key in enumerate(keys):
         for text in ticks(values[key])[1]:
@@ -149,15 +141,13 @@ def draw_parallel(
     axes.set_title(f"by best {monitor}: the darker, the better")
 
 
-def draw_curves(axes: Any, rows: Sequence["Row"], keys: Sequence[str]) -> None:
+def draw_curves(axes: Any, rows: Sequence[Row], keys: Sequence[str]) -> None:
     """loss/valid over the steps of the best runs."""
-    from experiments.compare import value
-
     drawn = [row for row in rows if score(row) == score(row)][:CURVES]
     for rank, row in enumerate(drawn):
         lines = [line for line in read_metrics(row.path) if "loss/valid" in line]
         steps, losses = [line["step"] for line in lines], [line["loss/valid"] for line in lines]
-        name = ", ".join(f"{key.rpartition('.')[2]}={value(row, key)}" for key in keys)
+        name = ", ".join(f"{key.rpartition('.')[2]}={value_of(row, key)}" for key in keys)
         label = (name or row.path.name) if rank < 10 else None
         axes.plot(steps, losses, label=label, marker=".", lw=1)
     axes.set(xlabel="step", ylabel="loss/valid", yscale="log", title=f"the best {len(drawn)} runs")

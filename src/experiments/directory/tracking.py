@@ -25,7 +25,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from experiments.run import METRICS
+from experiments.directory.metrics import METRICS
 
 EVENTS = "events.out.tfevents."
 
@@ -44,7 +44,7 @@ class Tracker:
         positions = positions or {}
         next_file = next_events_file(directory)
         for file in (directory / METRICS, *directory.glob(EVENTS + "*")):
-            cut(file, positions.get(file.name, 0))
+            truncate(file, positions.get(file.name, 0))
         self._metrics: BinaryIO = (directory / METRICS).open("ab")
         self._events: BinaryIO = next_file.open("xb")
         self._records = RecordWriter(self._events)
@@ -143,7 +143,7 @@ def next_events_file(directory: Path) -> Path:
     return directory / f"{EVENTS}{number:04d}"
 
 
-def cut(file: Path, size: int) -> None:
+def truncate(file: Path, size: int) -> None:
     """Shorten a file to a size it has had: 0 where it was not there yet.
 
     It stays there all the same: a live TensorBoard whose file vanishes reads no later one.

@@ -22,7 +22,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from experiments import durable
+from experiments.directory import durable
 from experiments.errors import UsageError
 
 NAME = re.compile(r"step-(\d{9})-epoch-(\d{5})(-best)?-([0-9a-f]{16})\.safetensors")

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep goes on: a live table in a terminal, a line a run elsewhere."""
+"""Progress of a sweep: a live table in a terminal, a line per run elsewhere."""
 
 import math
 import sys
@@ -6,34 +6,34 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from experiments.run import short
+from experiments.directory.paths import display_path
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from experiments.sweep import Job
+    from experiments.sweeps.jobs import Job
 
 REDRAW_SECONDS = 0.25
 RANKED = 10  # finished runs that the live table shows
 
 
 class View(Protocol):
-    """What is told of a sweep."""
+    """Receives how far a sweep is."""
 
-    def ended(self, job: "Job") -> None: ...
+    def job_ended(self, job: "Job") -> None: ...
     def refresh(self) -> None: ...
     def close(self) -> None: ...
 
 
-def view(directory: Path, total: int, jobs: list["Job"]) -> View:
+def make_view(directory: Path, total: int, jobs: list["Job"]) -> View:
     """What suits standard output; `jobs` grows while the sweep goes on."""
-    print(f"sweep of {total} runs in {short(directory)}", flush=True)
-    return Live(total, jobs) if sys.stdout.isatty() else Lines(total)
+    print(f"sweep of {total} runs in {display_path(directory)}", flush=True)
+    return LiveTable(total, jobs) if sys.stdout.isatty() else RunLines(total)
 
 
 def outcome(job: "Job") -> str:
     """How a run ended, in a few words."""
-    if job.state == "twice":
+    if job.state == "duplicate":
         return "given twice"
     before = " before" if job.reused else f"  {job.seconds:.1f} s"
     if job.state == "finished" and job.value is not None:
@@ -41,18 +41,18 @@ def outcome(job: "Job") -> str:
     return f"{job.state}{before}" + (f": {job.error}" if job.error else "")
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """A number for the table; a dash before there is one."""
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-class Lines:
+class RunLines:
     """A line at the end of each run."""
 
     def __init__(self, total: int) -> None:
         self.total, self.count = total, 0
 
-    def ended(self, job: "Job") -> None:
+    def job_ended(self, job: "Job") -> None:
         self.count += 1
         print(f"[{self.count}/{self.total}] {job.name}  {outcome(job)}", flush=True)
 
@@ -63,7 +63,7 @@ class Lines:
         """Nothing stays open."""
 
 
-class Live:
+class LiveTable:
     """A table of the runs that go on, the best that are done, and the failures as they happen."""
 
     def __init__(self, total: int, jobs: list["Job"]) -> None:
@@ -74,7 +74,7 @@ class Live:
         self.live = live.Live(auto_refresh=False, transient=True)
         self.live.start()
 
-    def ended(self, job: "Job") -> None:
+    def job_ended(self, job: "Job") -> None:
         if job.state == "failed":
             self.live.console.print(f"[red]failed[/red] {job.name}: {job.error}", highlight=False)
         self._drawn = 0.0
@@ -105,7 +105,7 @@ class Live:
             table.add_column(column, overflow="fold")
         for job in running:
             bar = ProgressBar(total=1.0, completed=job.done, width=24)
-            table.add_row("", job.name, bar, *map(number, (job.loss, job.accuracy)))
+            table.add_row("", job.name, bar, *map(format_number, (job.loss, job.accuracy)))
         table.add_section()
         ranked = sorted(
             (job for job in over if job.value is not None),

@@ -24,23 +24,23 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from experiments import job
-from experiments import run as runs
+from experiments.directory.record import read_record
 from experiments.errors import Diverged, UsageError
-from experiments.train import train  # noqa: F401  (what takes a second to import)
+from experiments.train import train  # noqa: F401  (takes a second to import)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 REPORT_SECONDS = 0.2
-# The fork server leaves after the parent, and who reads the sweep's output to its end waits for
-# it: to look for garbage in torch then takes 0.4 s.
+# The fork server exits after the parent and holds the sweep's output open until then; a garbage
+# collection pass over torch at its exit takes 0.4 s.
 atexit.register(gc.freeze)
 
 
 def main(parent: Connection, cuda_device: int | None) -> None:
     """Run each composed config that the parent sends, and send back how it goes and how it ended.
 
-    Messages to the parent: ("at", fraction of the run that is done, loss, accuracy),
+    Messages to the parent: ("progress", fraction of the run that is done, loss, accuracy),
     ("epoch", epochs done, their last numbers) and ("end", state, the best of trainer.monitor or
     None, error or None).
     """
@@ -58,7 +58,7 @@ def main(parent: Connection, cuda_device: int | None) -> None:
             composed = parent.recv()
         except (EOFError, OSError):  # the sweep is over
             return
-        parent.send(("end", *perform(composed, parent)))
+        parent.send(("end", *run_in_directory(composed, parent)))
 
 
 def end_with_parent() -> None:
@@ -69,7 +69,9 @@ def end_with_parent() -> None:
     os._exit(1)
 
 
-def perform(composed: DictConfig, parent: Connection) -> tuple[str, float | None, str | None]:
+def run_in_directory(
+    composed: DictConfig, parent: Connection
+) -> tuple[str, float | None, str | None]:
     """One run in its directory, its output in `output.txt` there; never raises."""
     path = Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
     try:
@@ -79,14 +81,16 @@ def perform(composed: DictConfig, parent: Connection) -> tuple[str, float | None
             os.dup2(output.fileno(), sys.stderr.fileno())
 
         def task(config: DictConfig) -> float:
-            return job.run(config, lambda epochs, batches: ToParent(parent, epochs, batches))
+            return job.run(
+                config, lambda epochs, batches: ProgressReporter(parent, epochs, batches)
+            )
 
         # like every launcher of Hydra's; the callbacks are the config's
         context = HydraContext(config_loader=None, callbacks=Callbacks(composed))  # type: ignore[arg-type]
         result = run_job(task, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
         value = result._return_value
         if result.status is JobStatus.COMPLETED:
-            return runs.read_record(path)["state"], float(value), None
+            return read_record(path)["state"], float(value), None
         if isinstance(value, Diverged):
             return "diverged", None, str(value)
         if isinstance(value, UsageError):
@@ -102,7 +106,7 @@ def perform(composed: DictConfig, parent: Connection) -> tuple[str, float | None
         sys.stderr.flush()
 
 
-class ToParent:
+class ProgressReporter:
     """The progress of a run, sent to the sweep's parent now and then."""
 
     def __init__(self, parent: Connection, epochs: int, batches: int) -> None:
@@ -113,16 +117,16 @@ class ToParent:
     def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None:
         now = time.monotonic()
         if now - self._sent >= REPORT_SECONDS:
-            self.tell((epoch - 1 + batch / self.batches) / self.epochs, losses.mean().item())
+            self.send((epoch - 1 + batch / self.batches) / self.epochs, losses.mean().item())
             self._sent = now
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self.accuracy = metrics["accuracy/valid"]
-        self.tell(epoch / self.epochs, metrics["loss/train_epoch"])
+        self.send(epoch / self.epochs, metrics["loss/train_epoch"])
         self.parent.send(("epoch", epoch, dict(metrics)))
 
-    def tell(self, done: float, loss: float) -> None:
-        self.parent.send(("at", done, loss, self.accuracy))
+    def send(self, done: float, loss: float) -> None:
+        self.parent.send(("progress", done, loss, self.accuracy))
 
     def close(self) -> None:
         """Nothing stays open."""

@@ -1,30 +1,8 @@
 """Models that a config's `model._target_` names; any `torch.nn.Module` can be named instead."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from experiments.build import build
-
-
-def build_model(config: dict[str, Any], device: str = "cpu") -> nn.Module:
-    """The model of a config, on a device, computing in `trainer.precision`.
-
-    bfloat16 is torch's autocast: weights, logits and what needs the range stay float32.
-    """
-    model: nn.Module = build(config, "model").to(device)
-    if config["trainer"]["precision"] == "bfloat16":
-        forward = model.forward
-
-        def autocast(x: Tensor) -> Tensor:
-            with torch.autocast(device, torch.bfloat16):
-                logits: Tensor = forward(x)
-            return logits.float()
-
-        model.forward = autocast
-    return model
+from torch import nn
 
 
 def mlp(

@@ -15,11 +15,11 @@ from experiments.errors import UsageError
 # Where each group's targets may lie, besides the modules that the person trusts.
 HOMES: Mapping[str, tuple[str, ...]] = {
     "data": ("experiments.data",),
-    "loader": ("experiments.loader",),
-    "model": ("experiments.models", "torch.nn"),
+    "loader": ("experiments.data.loaders",),
+    "model": ("experiments.training.models", "torch.nn"),
     "loss": ("torch.nn",),
     "optimizer": ("torch.optim",),
-    "scheduler": ("experiments.schedulers", "torch.optim.lr_scheduler"),
+    "scheduler": ("experiments.training.schedules", "torch.optim.lr_scheduler"),
 }
 
 

@@ -7,20 +7,27 @@ here give the same batches in the same order.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 import torch.utils.data
 from torch import Tensor
 
 from experiments.data import Split
-from experiments.streams import derive
+from experiments.data.streams import derive
 
 Batch = tuple[Tensor, Tensor]
 
-# At evaluation, small rows come in batches of this many, and of no more than so many numbers.
+# An evaluation takes small rows in batches of this many, and of no more than so many numbers.
 EVALUATED_ROWS = 256
 EVALUATED_NUMBERS = 2**18
+
+
+class Loader(Protocol):
+    """Batches of a split, by epoch and by number within the epoch; `len` counts them."""
+
+    def __len__(self) -> int: ...
+    def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]: ...
 
 
 @dataclass(frozen=True)
@@ -47,8 +54,8 @@ class BatchRows:
         return chain.from_iterable(self.windows(epoch, start))
 
     def windows(self, epoch: int, start: int = 0, at_once: int = 1) -> Iterator[Sequence[Tensor]]:
-        """The same, `at_once` batches in one, window by window; one that two windows share comes
-        with the second, and what is left of the epoch comes last.
+        """The same window by window, `at_once` batches concatenated. A batch that spans two windows
+        comes with the second; the rest of the epoch comes last.
         """
         size = at_once * self.batch_size
         left, passed = torch.empty(0, dtype=torch.int64), start * self.batch_size
@@ -116,13 +123,13 @@ class TensorLoader:
 
     def indices(self, epoch: int = 0, start: int = 0, at_once: int = 1) -> Iterator[Tensor]:
         """The row numbers of those batches, `at_once` in one: int64 (rows,), on x's device."""
-        for index in self.split.walk(self.rows.windows(epoch, start, at_once)):
+        for index in self.split.prefetched(self.rows.windows(epoch, start, at_once)):
             yield index.to(self.x.device)
 
 
-def once(split: Split, batch_size: int) -> dict[str, Any]:
-    """Options of a loader for an evaluation: each row once, in order. As no gradients are kept,
-    its batches have at least twice the rows of the training's.
+def evaluation_options(split: Split, batch_size: int) -> dict[str, Any]:
+    """The options of a loader for an evaluation: each row once, in order. No gradients are kept, so
+    its batches have at least twice the rows of the training batches.
     """
     small = min(EVALUATED_ROWS, EVALUATED_NUMBERS // max(1, split.x[:1].numel()))
     return {"batch_size": max(2 * batch_size, small), "shuffle": False, "drop_last": False}
@@ -169,7 +176,9 @@ class TorchLoader:
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         """What TensorLoader gives of the same split, from batch number `start` on."""
         windows = self.rows.windows(epoch, start)
-        numbers = chain.from_iterable(windows) if self.split is None else self.split.walk(windows)
+        numbers = (
+            chain.from_iterable(windows) if self.split is None else self.split.prefetched(windows)
+        )
         loader = torch.utils.data.DataLoader(
             self.dataset,
             batch_sampler=(index.tolist() for index in numbers),

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar in a terminal, a line an epoch elsewhere."""
+"""Progress of a run: a bar in a terminal, a line per epoch elsewhere."""
 
 import sys
 import time
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 REDRAW_SECONDS = 0.1
 
 
-class Shown(Protocol):
-    """What is told of a run while it goes on."""
+class Progress(Protocol):
+    """Receives how far a run is, while it trains."""
 
     def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None: ...
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None: ...
@@ -28,7 +28,7 @@ def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
     )
 
 
-class Lines:
+class EpochLines:
     """A line at the end of each epoch."""
 
     def __init__(self, epochs: int) -> None:
@@ -44,15 +44,15 @@ class Lines:
         """Nothing stays open."""
 
 
-class Bar:
+class ProgressBar:
     """A bar over all epochs, with the numbers and the time left, below the lines."""
 
     def __init__(self, epochs: int, batches: int) -> None:
-        # here, since only a terminal needs them
+        # imported here, since only a terminal needs them
+        from rich import progress
         from rich.console import Console
         from rich.progress import (
             BarColumn,
-            Progress,
             TaskProgressColumn,
             TextColumn,
             TimeRemainingColumn,
@@ -66,8 +66,8 @@ class Bar:
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
-        # drawn by hand: a thread that refreshes would take the lock from the loop
-        self.bar = Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
+        # refreshed by hand: a refresh thread would take the GIL from the loop
+        self.bar = progress.Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
         self.task = self.bar.add_task("", total=epochs * batches, epoch=0, epochs=epochs)
         self.accuracy = ""
         self._rows, self._drawn = 0, time.perf_counter()
@@ -98,6 +98,7 @@ class Bar:
         self.bar.stop()
 
 
-def show(epochs: int, batches: int) -> Shown:
+def make_progress(epochs: int, batches: int) -> Progress:
     """What suits standard output, for `epochs` epochs of `batches` batches each."""
-    return Bar(epochs, batches) if sys.stdout.isatty() else Lines(epochs)
+    terminal = sys.stdout.isatty()
+    return ProgressBar(epochs, batches) if terminal else EpochLines(epochs)

@@ -1,0 +1,66 @@
+"""From a command line to a composed, resolved and checked config."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import hydra
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.config.names import rename_moved_targets, run_name
+from experiments.config.schema import check
+from experiments.config.slips import CONFIG_ERRORS, explain
+
+PACKAGE = Path(__file__).parents[1]
+# A wheel carries conf/ inside the package; a clone and an editable install have it at the top.
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] / "conf"
+
+# OmegaConf reads its files with whatever bears this name; libyaml's loader is the same in C.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
+# for the launchers that ask Hydra for the name: hydra.sweep.subdir
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def config_directories(args: Namespace) -> list[Path]:
+    """Where options are looked for: the project's folder, then the person's own."""
+    return [CONF, *([Path(args.config_dir).absolute()] if args.config_dir else [])]
+
+
+def compose(args: Namespace, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+    """The config of one command line as Hydra composes it, with its own node in it, and the same
+    without that node, resolved and checked against the schema.
+
+    Raises UsageError for whatever cannot be composed or breaks the schema.
+    """
+    if args.config_dir:
+        # as an override, so that .hydra/ records it
+        overrides = [*overrides, f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"]
+    try:
+        if not GlobalHydra.instance().is_initialized():
+            folder = str(Path(args.config_path or CONF).absolute())
+            hydra.initialize_config_dir(folder, "experiments", version_base="1.3")
+        config = hydra.compose(args.config_name or "config", overrides, return_hydra_config=True)
+    except CONFIG_ERRORS as error:
+        raise explain(error, config_directories(args), overrides) from error
+    return config, validate(config)
+
+
+def validate(job: DictConfig) -> dict[str, Any]:
+    """Resolve a composed config and check it, without Hydra's own node, against the schema.
+
+    Returns the resolved config as plain dicts, lists and scalars: what a run saves and what it is
+    built from. Raises UsageError for the first value that breaks a rule.
+    """
+    job = OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"])
+    try:
+        config = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise explain(error, [], []) from None
+    checked = check(rename_moved_targets(config))
+    if checked["data"].get("path") is not None:
+        # so that the saved config means the same from another directory
+        checked["data"]["path"] = str(Path(checked["data"]["path"]).absolute())
+    return checked

@@ -1,0 +1,23 @@
+"""CUDA devices, counted through the driver without importing torch."""
+
+import ctypes
+import importlib.util
+import re
+from pathlib import Path
+
+
+def cuda_devices() -> int:
+    """How many CUDA devices the driver counts, 0 where torch is no CUDA build; imports no torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return 0
+    version = Path(spec.origin).with_name("version.py")
+    if re.search(r"^cuda\b.*=\s*None", version.read_text(), re.MULTILINE):
+        return 0
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    ready = driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
+    return count.value if ready else 0

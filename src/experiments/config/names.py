@@ -1,0 +1,90 @@
+"""Names: of keys, values, options and runs, and of modules that have moved."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+LONGEST_NAME = 200  # bytes; file systems allow 255, and suffixes are added
+
+# Modules that people's own code and saved configs name, and where they are now.
+MOVED: Mapping[str, str] = {
+    "experiments.checkpoint": "experiments.directory.checkpoints",
+    "experiments.fit": "experiments.training.fit",
+    "experiments.loader": "experiments.data.loaders",
+    "experiments.models": "experiments.training.models",
+    "experiments.schedulers": "experiments.training.schedules",
+    "experiments.streams": "experiments.data.streams",
+}
+
+
+def rename_moved_targets(node: Any) -> Any:
+    """A nested config whose `_target_`s name modules where they are now."""
+    if isinstance(node, dict):
+        return {
+            key: current_target(value) if key == "_target_" else rename_moved_targets(value)
+            for key, value in node.items()
+        }
+    return [rename_moved_targets(item) for item in node] if isinstance(node, list) else node
+
+
+def current_target(target: Any) -> Any:
+    """A dotted name, with its module's present name where that has moved."""
+    module, _, name = str(target).rpartition(".")
+    return f"{MOVED[module]}.{name}" if module in MOVED else target
+
+
+def format_value(value: object) -> str:
+    """A value as one would write it on the command line."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    if isinstance(value, list):
+        return "[" + ",".join(format_value(item) for item in value) + "]"
+    return str(value)
+
+
+def flatten(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every (dotted key, value) of a nested config; a list counts as one value."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def overridden(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The keys that overrides name with their values in a resolved config, and the groups with
+    their options; the seed where nothing was overridden.
+    """
+    values = dict(flatten(config))
+    found = {}
+    for override in overrides:
+        key, _, option = override.lstrip("+~").partition("=")
+        value = values.get(key, option)
+        found[key] = value if isinstance(value, bool | int | float) else format_value(value)
+    return found or {"seed": values["seed"]}
+
+
+def run_name(overrides: str) -> str:
+    """A run directory's name out of overrides, `loader.batch_size=32,optimizer.lr=0.1`: one level,
+    without what a shell or a file system stumbles over, and never the same for two.
+    """
+    if not overrides:
+        return "defaults"
+    name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides)
+    if name == overrides and name.strip(".") and len(name.encode()) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
+    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
+
+
+def suggest(word: str, words: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean X?` for the word most like it, or the list of what there is."""
+    import difflib
+
+    words = sorted({known for known in words if not known.startswith("_")})
+    close = difflib.get_close_matches(word, words, n=1)
+    if close:
+        return f"; did you mean {prefix}{close[0]}?"
+    few = 0 < len(words) <= 12
+    return f"; there is {', '.join(prefix + known for known in words)}" if few else ""

@@ -1,0 +1,65 @@
+"""Rules: what a config value must be, as a test and in words for the message."""
+
+import math
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Rule(NamedTuple):
+    """What a value must be, in words that follow "expected", and as a test."""
+
+    words: str
+    accepts: Callable[[object], bool]
+
+
+def number(
+    *,
+    low: float = -math.inf,
+    above: float = -math.inf,
+    high: float = math.inf,
+    below: float = math.inf,
+    whole: bool = False,
+) -> Rule:
+    """A finite number within bounds; `above` and `below` exclude the bound itself."""
+    limits = {"at least": low, "above": above, "at most": high, "below": below}
+    bounds = " and ".join(
+        f"{word} {bound}" for word, bound in limits.items() if abs(bound) < math.inf
+    )
+
+    def accepts(value: object) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            return False
+        if abs(value) > sys.float_info.max or math.isnan(value):
+            return False
+        return low <= value <= high and above < value < below
+
+    return Rule(f"a {'whole ' * whole}number {bounds}", accepts)
+
+
+def choice(*words: str) -> Rule:
+    """One of a few words."""
+    return Rule("one of " + ", ".join(words), lambda value: value in words)
+
+
+def list_of(item: Rule, length: int | None = None) -> Rule:
+    """A list whose items all obey one rule, of a given length where it matters."""
+
+    def accepts(value: object) -> bool:
+        fits = isinstance(value, list) and length in (None, len(value))
+        return fits and all(map(item.accepts, value))  # type: ignore[call-overload]
+
+    return Rule(
+        f"a list, [...], of {'' if length is None else f'{length} times '}{item.words}", accepts
+    )
+
+
+def or_null(rule: Rule) -> Rule:
+    """What a rule accepts, or null."""
+    return Rule(f"{rule.words}, or null", lambda value: value is None or rule.accepts(value))
+
+
+COUNT = number(low=1, whole=True)
+FRACTION = number(low=0, high=1)
+FLAG = Rule("true or false", lambda value: isinstance(value, bool))
+TEXT = Rule("a text", lambda value: isinstance(value, str) and value != "")

@@ -1,0 +1,106 @@
+"""The schema: which values a config may hold.
+
+Imports no torch, so that a mistake on the command line is reported at once.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.config.cuda import cuda_devices
+from experiments.config.names import flatten, format_value, suggest
+from experiments.config.rules import (
+    COUNT,
+    FLAG,
+    FRACTION,
+    TEXT,
+    Rule,
+    choice,
+    list_of,
+    number,
+    or_null,
+)
+from experiments.errors import UsageError
+
+SCHEMA: Mapping[str, Rule] = {
+    "seed": number(low=0, below=2**63, whole=True),
+    "data.path": or_null(TEXT),
+    "data.as_bytes": FLAG,
+    "loader.batch_size": COUNT,
+    "loader.shuffle": FLAG,
+    "loader.drop_last": FLAG,
+    "loader.num_workers": number(low=0, whole=True),
+    "model.in_features": COUNT,
+    "model.hidden": list_of(COUNT),
+    "model.out_features": COUNT,
+    "model.dropout": number(low=0, below=1),
+    "loss.label_smoothing": FRACTION,
+    "optimizer.lr": number(above=0),
+    "optimizer.momentum": number(low=0, below=1),
+    "optimizer.weight_decay": number(low=0),
+    "optimizer.betas": list_of(number(low=0, below=1), length=2),
+    "optimizer.eps": number(low=0),
+    "optimizer.fused": or_null(FLAG),
+    "scheduler.warmup": FRACTION,
+    "scheduler.final": FRACTION,
+    "scheduler.max_lr": number(above=0),
+    "scheduler.pct_start": FRACTION,
+    "scheduler.cycle_momentum": FLAG,
+    "trainer.epochs": COUNT,
+    "trainer.device": choice("auto", "cpu", "cuda"),
+    "trainer.threads": COUNT,
+    "trainer.log_every": COUNT,
+    "trainer.clip_norm": or_null(number(above=0)),
+    "trainer.accumulate": COUNT,
+    "trainer.compile": FLAG,
+    "trainer.precision": choice("float32", "bfloat16"),
+    "trainer.matmul_precision": choice("highest", "high", "medium"),
+    "trainer.monitor": choice("loss/valid", "accuracy/valid"),
+    "checkpoint.every_steps": or_null(COUNT),
+    "checkpoint.every_seconds": or_null(number(above=0)),
+    "checkpoint.keep": COUNT,
+}
+# What a _target_ builds may take any key; these nodes take the keys of the schema alone.
+CLOSED = ("trainer", "checkpoint")
+GROUPS = ("data", "loader", "model", "loss", "optimizer", "scheduler", "trainer")
+
+
+def check_value(key: str, value: object) -> None:
+    """Raise UsageError when `value` breaks the rule of `key`; a key without a rule passes."""
+    rule = SCHEMA.get(key)
+    if rule is not None and not rule.accepts(value):
+        raise UsageError(f"{key}={format_value(value)}: expected {rule.words}")
+
+
+def check(config: dict[Any, Any]) -> dict[str, Any]:
+    """Check a resolved config against the schema; returns it, or raises UsageError."""
+    known_roots = ["seed", "checkpoint", *GROUPS]
+    for root in config:
+        if root not in known_roots:
+            raise UsageError(f"{root}: unknown key{suggest(str(root), known_roots)}")
+    for root in known_roots:
+        if root not in config or (root != "seed" and not isinstance(config[root], dict)):
+            raise UsageError(
+                f"{root}={format_value(config.get(root))}: expected the keys of a {root}"
+            )
+    for key, value in flatten(config):
+        node, _, name = key.partition(".")
+        if node in CLOSED and key not in SCHEMA:
+            names = [known.partition(".")[2] for known in SCHEMA if known.startswith(node + ".")]
+            raise UsageError(
+                f"{key}={format_value(value)}: unknown key{suggest(name, names, node + '.')}"
+            )
+        check_value(key, value)
+    for key in SCHEMA:
+        if (
+            key.partition(".")[0] in CLOSED
+            and key.partition(".")[2] not in config[key.partition(".")[0]]
+        ):
+            raise UsageError(f"{key} is missing: expected {SCHEMA[key].words}")
+    for group in GROUPS:
+        if group != "trainer" and not isinstance(config[group].get("_target_"), str):
+            raise UsageError(f"{group}._target_ is missing: name what builds the {group}")
+    if config["trainer"]["device"] == "cuda" and cuda_devices() == 0:
+        raise UsageError(
+            "trainer.device=cuda: no CUDA device or no CUDA build of torch here; use cpu or auto"
+        )
+    return config

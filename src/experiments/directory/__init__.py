@@ -1,0 +1,1 @@
+"""A run directory: claimed, locked, recorded, checkpointed, and read back."""

@@ -1,0 +1,186 @@
+"""The run directory, and `run.json`, which says what the run was and how it went.
+
+    .hydra/         what Hydra composed: config, overrides, its own settings
+    config.yaml     the same config resolved: plain values, enough to build everything again
+    run.json        state, times, versions, fingerprints, best and last metrics
+    git.diff        the difference from the commit, where there is one
+    metrics.jsonl   every number that was logged, with every bit
+    events.*        the same for TensorBoard
+    checkpoints/    what a resumed run continues from
+
+Imports no torch.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from experiments.config.names import MOVED
+from experiments.directory import durable
+from experiments.directory.claim import (
+    LOCK_SECONDS,
+    ensure_no_run,
+    lock_directory,
+    reject_symlinks,
+    remove_temporary_files,
+)
+from experiments.directory.environment import git_state, packages
+from experiments.errors import UsageError
+
+# What run.json has from the first moment on, and what comes to it.
+RECORDED = {
+    "state": str,
+    "seconds": float,
+    "resumed_at": list,
+    "overrides": list,
+    "seed": int,
+    "config": dict,
+    "config_sha256": str,
+    "python": str,
+    "platform": str,
+    "packages": dict,
+    "git": dict,
+}
+ADDED = dict.fromkeys(("environment", "data", "weights", "metrics"), dict)
+State = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
+COMPLETED = ("finished", "diverged", "pruned")  # a sweep that continues keeps these
+
+
+class Run:
+    """A run directory that this process owns: it alone holds the directory's lock."""
+
+    def __init__(self, path: Path, lock: int, record: dict[str, Any]) -> None:
+        self.path = path
+        self.record = record
+        self._lock = lock
+        self._clock = time.monotonic()
+
+    def update(self, **changes: Any) -> None:
+        """Change fields of run.json, on disk, atomically."""
+        now = time.monotonic()
+        self.record |= {"seconds": self.record["seconds"] + now - self._clock, **changes}
+        self._clock = now
+        durable.write(self.path / "run.json", json.dumps(self.record, indent=2).encode() + b"\n")
+
+    def end(self, state: State, error: str | None = None) -> None:
+        """Write the last state, an error's traceback beside it, and give the directory free."""
+        if error is not None:
+            durable.write(self.path / "error.txt", error.encode())
+        self.update(state=state, ended=_now(), **({"error": error} if error else {}))
+        os.close(self._lock)
+
+
+def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
+    """Own a claimed directory and write what is known before the run: config.yaml, run.json.
+
+    Raises UsageError when another process owns it or it holds a run.
+    """
+    lock = lock_directory(path, LOCK_SECONDS)
+    ensure_no_run(path)
+    remove_temporary_files(path)
+    commit, diff = git_state()
+    text = config_text(config)
+    record = {
+        "schema": 1,
+        "state": "running",
+        "started": _now(),
+        "ended": None,
+        "seconds": 0.0,
+        "resumed_at": [],
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "overrides": overrides,
+        "seed": config["seed"],
+        "config": config,
+        "config_sha256": hashlib.sha256(text).hexdigest(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages(),
+        "git": {
+            "commit": commit,
+            "dirty": bool(diff),
+            "diff": hashlib.sha256(diff).hexdigest() if diff else None,
+        },
+    }
+    run = Run(path, lock, record)
+    durable.write(path / "config.yaml", text)
+    if diff:
+        durable.write(path / "git.diff", diff)
+    run.update()
+    return run
+
+
+def config_text(config: dict[str, Any]) -> bytes:
+    """A resolved config as its config.yaml; floats keep every bit."""
+    return yaml.safe_dump(config, sort_keys=False).encode()
+
+
+def same_config(file: Path, text: bytes) -> bool:
+    """Whether a config.yaml holds the config of a text, made by `config_text`; a module that has
+    moved since is the same under its old name.
+    """
+    saved = file.read_bytes()
+    for old, new in MOVED.items():
+        saved = saved.replace(f"_target_: {old}.".encode(), f"_target_: {new}.".encode())
+    return saved == text
+
+
+def record_end(path: Path, state: State, error: str | None = None) -> dict[str, Any]:
+    """Write into a run directory how its run ended, where its own process could not or did not
+    know, and return its record. One that had come to its end keeps it.
+
+    Raises UsageError where another process runs it or run.json cannot be read.
+    """
+    lock = lock_directory(path, LOCK_SECONDS)
+    run = Run(path, lock, read_record(path))
+    if run.record["state"] in ("finished", "diverged"):
+        os.close(lock)
+    else:
+        run.end(state, error)
+    return run.record
+
+
+def reopen(path: Path) -> Run:
+    """Own the directory of a run that is not finished, to go on with it.
+
+    Raises UsageError when there is none, another process owns it, or it has symbolic links.
+    """
+    lock = lock_directory(path, LOCK_SECONDS)
+    reject_symlinks(path)
+    record = read_record(path)
+    remove_temporary_files(path)
+    (path / "error.txt").unlink(missing_ok=True)
+    record.pop("error", None)
+    run = Run(path, lock, record)
+    run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
+    return run
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The run.json of a run directory. Raises UsageError where there is none."""
+    try:
+        record = json.loads((path / "run.json").read_bytes())
+        if not isinstance(record, dict) or record.get("schema") != 1:
+            raise ValueError("its schema is not 1")
+        if missing := sorted(RECORDED.keys() - record.keys()):
+            raise ValueError(f"{', '.join(missing)} missing")
+        for key, kind in (RECORDED | ADDED).items():
+            if key in record and not isinstance(record[key], kind):
+                raise ValueError(f"{key} is no {kind.__name__}")
+    except FileNotFoundError:
+        raise UsageError(f"{path}: holds no run, there is no run.json in it") from None
+    except (OSError, RecursionError, ValueError) as error:
+        raise UsageError(f"{path / 'run.json'}: cannot be read as a run ({error})") from None
+    return record
+
+
+def _now() -> str:
+    """The time, UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

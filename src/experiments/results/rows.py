@@ -1,0 +1,99 @@
+"""Run directories as rows: what each run was given and what it reached. Imports no torch."""
+
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.config.names import flatten, format_value
+from experiments.directory.claim import is_locked
+from experiments.directory.record import read_record
+from experiments.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: what it was told and what it reached."""
+
+    path: Path
+    state: str
+    config: dict[str, Any]  # dotted keys
+    overrides: dict[str, str]
+    best: dict[str, float]
+    last: dict[str, float]
+    seconds: float
+
+    @property
+    def monitor(self) -> str:
+        """The number that ranks it."""
+        return str(self.config.get("trainer.monitor", "loss/valid"))
+
+    @property
+    def rank(self) -> tuple[int, float, str]:
+        """Sorts the better before the worse, runs without a number last."""
+        value = self.best.get(self.monitor, math.nan)
+        if self.state in ("failed", "diverged", "pruned") or not math.isfinite(value):
+            return (1 + (self.state == "diverged"), 0.0, str(self.path))
+        return (0, value if self.monitor.startswith("loss") else -value, str(self.path))
+
+
+def collect(directories: Iterable[Path]) -> list[Row]:
+    """Every run in and below the directories, the best first.
+
+    A run that cannot be read is told on standard error and left out. Raises UsageError for a
+    directory that is not there.
+    """
+    found: dict[Path, Row] = {}
+    for directory in directories:
+        if not directory.is_dir():
+            raise UsageError(f"{directory}: there is no such directory")
+        for path in run_directories(directory):
+            try:
+                found[path] = read(path)
+            except UsageError as error:
+                print(f"left out: {error}", file=sys.stderr)
+    return sorted(found.values(), key=lambda row: row.rank)
+
+
+def run_directories(directory: Path) -> Iterator[Path]:
+    """The run directories in and below a directory; a run has none inside it."""
+    for folder, names, files in os.walk(directory):
+        if "run.json" in files:
+            names.clear()
+            yield Path(folder)
+        else:
+            names.sort()
+
+
+def read(path: Path) -> Row:
+    """The row of one run. Raises UsageError where run.json cannot be read."""
+    record = read_record(path)
+    overrides = (override.lstrip("+").partition("=") for override in record["overrides"])
+    state = record["state"]
+    if state == "running" and not is_locked(path):
+        state = "interrupted"  # it was killed
+    return Row(
+        path=path,
+        state=state,
+        config=dict(flatten(record["config"])),
+        overrides={key: value for key, _, value in overrides},
+        best=record.get("metrics", {}).get("best", {}),
+        last=record.get("metrics", {}).get("last", {}),
+        seconds=record["seconds"],
+    )
+
+
+def swept_keys(rows: Sequence[Row]) -> list[str]:
+    """The overridden keys whose values differ between the rows."""
+    keys = {key: None for row in rows for key in row.overrides}
+    return [key for key in keys if len({value_of(row, key) for row in rows}) > 1]
+
+
+def value_of(row: Row, key: str) -> str:
+    """A run's value of a key, or option of a group, as one would write it."""
+    if key in row.config:
+        return format_value(row.config[key])
+    return row.overrides.get(key, "default")

@@ -1,0 +1,1 @@
+"""Many runs: what is to run, who runs it, and what one sees of it."""

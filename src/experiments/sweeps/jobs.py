@@ -1,0 +1,107 @@
+"""The jobs of a sweep: what is to run, in which directory, and how far it is. Imports no torch."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from omegaconf import DictConfig, open_dict
+
+from experiments.config.compose import validate
+from experiments.config.names import run_name
+from experiments.directory.record import COMPLETED, config_text, read_record, same_config
+
+
+@dataclass
+class Job:
+    """One run of a sweep: its directory and its progress.
+
+    state: waiting, running, or how it ended: as in run.json, or `duplicate` of another job.
+    """
+
+    name: str
+    path: Path
+    composed: DictConfig
+    state: str = "waiting"
+    monitor: str = "loss/valid"
+    done: float = 0.0  # fraction of its epochs
+    loss: float = math.nan
+    accuracy: float = math.nan
+    value: float | None = None  # the best of trainer.monitor
+    error: str | None = None
+    started: float = 0.0  # time.monotonic()
+    seconds: float = 0.0
+    reused: bool = False  # it had ended before this command
+    pruned: bool = False  # it was asked to stop, since it does not look promising
+
+
+def place_job(directory: Path, composed: DictConfig, number: int) -> Job:
+    """Assign a job its directory in the sweep, and find what is left to do there.
+
+    Its name comes from the overrides. A run there with another config (a file of conf/ was
+    changed) is left alone, and a name with a suffix taken.
+    """
+    config = validate(composed)
+    name = run_name(composed.hydra.job.override_dirname)
+    text = config_text(config)
+    suffix = 1
+    while True:
+        path = directory / (name if suffix == 1 else f"{name}-{suffix}")
+        saved = path / "config.yaml"
+        if not saved.exists() or same_config(saved, text):
+            break
+        suffix += 1
+    with open_dict(composed):
+        composed.hydra.job.num, composed.hydra.job.id = number, str(number)
+        composed.hydra.sweep.dir, composed.hydra.sweep.subdir = str(directory), path.name
+    job = Job(path.name, path, composed, monitor=config["trainer"]["monitor"])
+    if (path / "run.json").exists():
+        record = read_record(path)
+        if record["state"] in COMPLETED:
+            job.state, job.reused = record["state"], True
+            job.value = record.get("metrics", {}).get("best", {}).get(job.monitor)
+    return job
+
+
+def job_return(job: Job, overrides: list[str]) -> JobReturn:
+    """What Hydra's sweeper receives of a job: NaN for a failed one, the worst number there is for
+    a diverged one.
+    """
+    returned = JobReturn(
+        overrides=list(filter_overrides(overrides)),
+        working_dir=str(job.path),
+        status=JobStatus.COMPLETED,
+    )
+    worst = math.inf if job.monitor.startswith("loss") else -math.inf
+    if job.value is not None:
+        returned.return_value = job.value
+    else:
+        returned.return_value = worst if job.state == "diverged" else math.nan
+    return returned
+
+
+class CachedConfigLoader:
+    """Hydra's config loader, which keeps what it composed for a sweeper's check for the launcher,
+    which composes every job once more.
+    """
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self._loader = loader
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> DictConfig:
+        composed = self._loader.load_sweep_config(master_config, sweep_overrides)
+        self._composed[tuple(sweep_overrides)] = composed
+        return composed
+
+    def pop(self, master_config: DictConfig, overrides: list[str]) -> DictConfig:
+        """The composed config of a job, out of the cache where it is there."""
+        cached = self._composed.pop(tuple(overrides), None)
+        return cached or self._loader.load_sweep_config(master_config, overrides)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)

@@ -1,0 +1,150 @@
+"""The parent of a sweep: places each job in a directory, hands it to the pool, shows progress.
+
+A sweep's identity is its directory. A run's name in it comes from its overrides, so the same
+command on the same directory finds what is there: finished and diverged runs are kept, all
+others continue from their checkpoints. Imports no torch.
+"""
+
+import atexit
+import contextlib
+import os
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.utils import JobReturn
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+from experiments.config.names import run_name
+from experiments.directory.claim import explain_mkdir_errors, lock_directory, remove_temporary_files
+from experiments.directory.paths import display_path
+from experiments.errors import Interrupted, UsageError
+from experiments.interrupt import Interrupt
+from experiments.results.rows import collect
+from experiments.results.tables import save, table
+from experiments.sweeps.jobs import CachedConfigLoader, Job, job_return, place_job
+from experiments.sweeps.pool import Pool, default_size, never, start_fork_server
+from experiments.sweeps.view import make_view
+
+# The failed runs of this process's sweeps, also those whose directory cannot be read.
+failures: list[str] = []
+
+
+@dataclass
+class Sweep:
+    """A sweep under way; Hydra's sweepers may launch it in several batches."""
+
+    config: DictConfig
+    context: HydraContext
+    workers: int | None
+
+    def __post_init__(self) -> None:
+        self.directory = Path(self.config.hydra.sweep.dir)
+        self.pool = Pool(self.workers or default_size())
+        # Hydra's sweeper composes every job to check it, then the launcher does so again
+        self.loader = CachedConfigLoader(self.context.config_loader)
+        self.context.config_loader = self.loader  # type: ignore[assignment]
+        # at exit multiprocessing joins the workers, which wait for the end of their pipes
+        atexit.register(self.pool.close)
+        start_fork_server()
+
+    def launch(self, batch: list[list[str]], first: int) -> list[JobReturn]:
+        """Run a batch of jobs on all workers; returns Hydra's result for each, in order.
+
+        A failed job's value is NaN and a diverged one's the worst there is: an exception would
+        make the sweeper drop what is left.
+        """
+
+        def jobs(placed: list[Job]) -> Iterator[Job]:
+            for number, overrides in enumerate(batch, first):
+                composed = self.loader.pop(self.config, overrides)
+                try:
+                    job = place_job(self.directory, composed, number)
+                except UsageError as error:
+                    name = run_name(" ".join(overrides))
+                    job = Job(name, self.directory / name, composed, "failed", error=str(error))
+                if any(job.path == other.path for other in placed):
+                    job.state, job.reused = "duplicate", True
+                placed.append(job)
+                yield job
+
+        ended = self.run_all(jobs, len(batch))
+        return [job_return(job, overrides) for job, overrides in zip(ended, batch, strict=True)]
+
+    def run_all(
+        self,
+        jobs: Callable[[list[Job]], Iterator[Job]],
+        total: int,
+        *,
+        should_prune: Callable[[Job, int, float], bool] = never,
+        on_job_end: Callable[[Job], None] = lambda job: None,
+    ) -> list[Job]:
+        """Run jobs on all workers; returns them in the order in which they were placed.
+
+        jobs: is given the list that it appends each job to, and composes and places one after
+            the other, while workers are busy with earlier ones.
+        should_prune, on_job_end: as in Pool.
+
+        Raises Interrupted after a signal, when every running job has written a checkpoint.
+        """
+        # for the picture at the end, now that the fork server is busy and this process is not
+        from experiments.results import pictures  # noqa: F401
+
+        self.directory.mkdir(parents=True, exist_ok=True)
+        placed: list[Job] = []
+        view = make_view(self.directory, total, placed)
+
+        def ended(job: Job) -> None:
+            if job.state == "failed":
+                failures.append(job.name)
+            view.job_ended(job)
+            on_job_end(job)
+
+        self.pool.should_prune, self.pool.on_job_end = should_prune, ended
+        try:
+            with Interrupt() as interrupt:
+                self.pool.run(jobs(placed), view, interrupt)
+        except BaseException:
+            self.pool.terminate()
+            raise
+        finally:
+            view.close()
+        if interrupt.number is not None:
+            self.pool.close()
+            raise Interrupted(interrupt.number)
+        return placed
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the lock of a sweep's directory, which is made where it is missing.
+
+    Raises UsageError where another process holds it.
+    """
+    with explain_mkdir_errors(directory, "hydra.sweep.dir"):
+        directory.mkdir(parents=True, exist_ok=True)
+    lock = lock_directory(directory)
+    remove_temporary_files(directory)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def report_results(directory: Path) -> bool:
+    """Print the ranked table of a sweep and write results.csv and results.png into its directory;
+    returns whether a run failed.
+    """
+    rows = collect([directory])
+    if not rows:
+        return bool(failures)
+    print(f"\n{table(rows)}\n")
+    files = [display_path(file) for file in save(rows, directory)]
+    print(f"results  {'  '.join(files)}")
+    print(f"look     tensorboard --logdir {shlex.quote(display_path(directory))}")
+    failed = [row for row in rows if row.state == "failed"]
+    if failed:
+        print(f"failed   {len(failed)}: error.txt in each; the same command tries them again")
+    return bool(failed or failures)

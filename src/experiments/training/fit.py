@@ -1,0 +1,302 @@
+"""The loop: loss_batch, evaluate, fit."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from experiments.data.loaders import Batch, Loader
+from experiments.errors import Diverged, Interrupted
+from experiments.training.progress import Progress
+
+LossFunc = Callable[[Tensor, Tensor], Tensor]
+Metrics = dict[str, float]
+
+UNREAD = 1000  # losses that may wait on the device to be read together
+
+
+class StepResult(NamedTuple):
+    """Optimizer steps that were taken together.
+
+    losses: the mean loss of each, float32 (steps,), or () of one. lrs: the learning rate of each.
+    rows, batches: what each was taken on.
+    """
+
+    losses: Tensor
+    lrs: list[float]
+    rows: int
+    batches: int
+
+
+class Scheduler(Protocol):
+    """Changes the learning rate after every step."""
+
+    def step(self) -> None: ...
+
+
+class Steps(Protocol):
+    """The optimizer steps of an epoch; `len` counts its batches."""
+
+    def __len__(self) -> int: ...
+    def take(self, epoch: int, start: int) -> Iterator[StepResult]: ...
+
+
+@dataclass
+class State:
+    """All that changes while fitting, besides the parts' own state; a checkpoint holds it whole."""
+
+    epoch: int = 0  # epochs done
+    batch: int = 0  # batches done in the current epoch
+    step: int = 0  # optimizer steps done
+    loss: float = 0.0  # loss summed over the rows since the last log line
+    rows: int = 0  # and their number
+    lr: float = 0.0  # of the last step
+    epoch_loss: float = 0.0  # the same since the epoch began, up to the last log line
+    epoch_rows: int = 0
+    last: Metrics = field(default_factory=dict)  # of the last validation
+    best: Metrics = field(default_factory=dict)  # of the best one so far
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How long to fit, how often to log, and which number "best" refers to."""
+
+    epochs: int
+    log_every: int = 100  # optimizer steps
+    monitor: str = "loss/valid"
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the loop calls as it goes.
+
+    log: is given step, epoch (from 1) and numbers: `loss/train` and `lr` every `log_every` steps,
+        `loss/train_epoch`, `loss/valid`, `accuracy/valid` and `throughput` at each epoch's end.
+    save: is given the state, and whether it is the best so far, at each epoch's end, when
+        `checkpoint_due` (given the last step and how many were taken together) says so, and when
+        `stop_signal` returns the number of a signal.
+    """
+
+    log: Callable[[int, int, Metrics], None]
+    save: Callable[[State, bool], None]
+    progress: Progress
+    checkpoint_due: Callable[[int, int], bool] = lambda step, taken: False
+    stop_signal: Callable[[], int | None] = lambda: None
+
+
+def loss_batch(
+    model: nn.Module,
+    loss_func: LossFunc,
+    xb: Tensor,
+    yb: Tensor,
+    opt: Optimizer | None = None,
+) -> tuple[Tensor, int]:
+    """The mean loss of a batch, float32 (), and its number of rows; with an optimizer, a step.
+
+    xb: (batch, ...), yb: (batch, ...)
+    """
+    loss = loss_func(model(xb), yb)
+    if opt is not None:
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+    return loss.detach(), len(xb)
+
+
+def accumulate(
+    model: nn.Module, loss_func: LossFunc, batches: list[Batch], opt: Optimizer
+) -> tuple[Tensor, int]:
+    """One step on several batches as if they were one: the loss and its gradient are the mean
+    over all their rows, though only one batch's activations are in memory at a time.
+    """
+    rows = sum(len(xb) for xb, _ in batches)
+    total = torch.zeros((), device=batches[0][0].device)
+    for xb, yb in batches:
+        loss = loss_func(model(xb), yb) * (len(xb) / rows)
+        loss.backward()
+        total += loss.detach()
+    opt.step()
+    opt.zero_grad()
+    return total, rows
+
+
+@dataclass(frozen=True)
+class EagerSteps:
+    """Takes one step on every `accumulated` batches of a loader, or on what an epoch has left."""
+
+    model: nn.Module
+    loss_func: LossFunc
+    opt: Optimizer
+    scheduler: Scheduler
+    loader: Loader
+    accumulated: int = 1
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def take(self, epoch: int, start: int) -> Iterator[StepResult]:
+        """Take the steps of an epoch, from batch number `start` on."""
+        batches = self.loader.batches(epoch, start)
+        while group := list(islice(batches, self.accumulated)):
+            yield self.step(group)
+
+    def step(self, batches: list[Batch]) -> StepResult:
+        """One step on some batches, and the scheduler's after it."""
+        lr = self.opt.param_groups[0]["lr"]
+        if len(batches) == 1:
+            loss, rows = loss_batch(self.model, self.loss_func, *batches[0], self.opt)
+        else:
+            loss, rows = accumulate(self.model, self.loss_func, batches, self.opt)
+        self.scheduler.step()
+        return StepResult(loss, [lr], rows, len(batches))
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[float, float]:
+    """The mean loss over all rows, each batch weighted by its size, and the fraction of rows
+    whose largest logit is the target.
+    """
+    model.eval()
+    losses, sizes, correct = [], [], []
+
+    def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
+        correct.append((logits.argmax(1) == targets).sum())
+        return loss_func(logits, targets)
+
+    for xb, yb in loader.batches():
+        loss, size = loss_batch(model, count_correct, xb, yb)
+        losses.append(loss)
+        sizes.append(size)
+    # read from the device once, and added up in double precision
+    weighted = (loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
+    return sum(weighted) / sum(sizes), int(torch.stack(correct).sum()) / sum(sizes)
+
+
+def fit(
+    model: nn.Module,
+    loss_func: LossFunc,
+    steps: Steps,
+    valid_loader: Loader,
+    state: State,
+    options: FitOptions,
+    callbacks: Callbacks,
+) -> Metrics:
+    """Train until `options.epochs` epochs are done, from wherever `state` stands; returns the
+    best metrics.
+
+    Raises Interrupted after a signal, Diverged when a logged loss is not finite.
+    """
+    train_log = TrainLog(state, callbacks.log, options.log_every)
+    while state.epoch < options.epochs:
+        started, rows_before = time.perf_counter(), state.epoch_rows + state.rows
+        model.train()
+        for result in steps.take(state.epoch, state.batch):
+            taken = len(result.lrs)
+            state.step += taken
+            state.batch += taken * result.batches
+            callbacks.progress.advance(
+                state.epoch + 1, state.batch, taken * result.rows, result.losses
+            )
+            train_log.add(result)
+            signal_number = callbacks.stop_signal()
+            in_epoch = state.batch < len(steps)
+            if signal_number or (in_epoch and callbacks.checkpoint_due(state.step, taken)):
+                train_log.read()
+                callbacks.save(state, False)
+            if signal_number:
+                raise Interrupted(signal_number)
+        train_log.end_epoch()
+        seconds = time.perf_counter() - started
+        throughput = (state.epoch_rows - rows_before) / seconds
+        loss, accuracy = evaluate(model, loss_func, valid_loader)
+        end_epoch(state, {"loss/valid": loss, "accuracy/valid": accuracy}, throughput, options,
+                  callbacks)  # fmt: skip
+    return state.best
+
+
+def end_epoch(
+    state: State, valid: Metrics, throughput: float, options: FitOptions, callbacks: Callbacks
+) -> None:
+    """Count an epoch, log its numbers and save it. Raises Diverged for a loss that is not finite.
+
+    throughput: rows trained on per second.
+    """
+    metrics = {"loss/train_epoch": state.epoch_loss / state.epoch_rows, **valid}
+    state.epoch, state.batch, state.epoch_loss, state.epoch_rows = state.epoch + 1, 0, 0.0, 0
+    callbacks.log(state.step, state.epoch, metrics)
+    # in a line of its own: no two runs share it
+    callbacks.log(state.step, state.epoch, {"throughput": throughput})
+    check_finite("loss/valid", valid["loss/valid"], state.step)
+    state.last = {**valid, "epoch": state.epoch, "step": state.step}
+    monitor = options.monitor
+    better = not state.best or improves(monitor, state.last[monitor], state.best[monitor])
+    if better:
+        state.best = state.last
+    callbacks.save(state, better)
+    callbacks.progress.epoch_end(state.epoch, {**metrics, "throughput": throughput})
+
+
+class TrainLog:
+    """Sums the losses of steps into log lines; they stay on the device until they are due."""
+
+    def __init__(
+        self, state: State, log: Callable[[int, int, Metrics], None], log_every: int
+    ) -> None:
+        self.state, self.log, self.log_every = state, log, log_every
+        self.unread: list[StepResult] = []
+
+    def add(self, result: StepResult) -> None:
+        """Take in the newest steps, which the state has counted already."""
+        self.unread.append(result)
+        if self.state.step % self.log_every < len(result.lrs) or len(self.unread) == UNREAD:
+            self.read()
+
+    def read(self) -> None:
+        """Read all waiting losses from the device, and log the lines that they complete."""
+        if not self.unread:
+            return
+        state = self.state
+        # added up one after the other in double precision: the bits do not depend on when
+        losses = torch.cat([result.losses.flatten() for result in self.unread]).tolist()
+        each = [(result.rows, lr) for result in self.unread for lr in result.lrs]
+        self.unread.clear()
+        numbers = range(state.step - len(losses) + 1, state.step + 1)
+        for step, loss, (rows, lr) in zip(numbers, losses, each, strict=True):
+            state.loss += loss * rows
+            state.rows += rows
+            state.lr = lr
+            if step % self.log_every == 0:
+                self.write(step)
+
+    def write(self, step: int) -> None:
+        """Log the mean since the last line. Raises Diverged where it is not finite."""
+        state = self.state
+        mean = state.loss / state.rows
+        self.log(step, state.epoch + 1, {"loss/train": mean, "lr": state.lr})
+        state.epoch_loss += state.loss
+        state.epoch_rows += state.rows
+        state.loss, state.rows = 0.0, 0
+        check_finite("loss/train", mean, step)
+
+    def end_epoch(self) -> None:
+        """Log what is left of an epoch."""
+        self.read()
+        if self.state.rows:
+            self.write(self.state.step)
+
+
+def improves(monitor: str, value: float, best: float) -> bool:
+    """Whether a number is better than the best so far; an equal one is not."""
+    return value < best if monitor.startswith("loss") else value > best
+
+
+def check_finite(tag: str, value: float, step: int) -> None:
+    """Raise Diverged where a loss is infinite or no number."""
+    if not math.isfinite(value):
+        raise Diverged(f"{tag} is {value} at step {step}; try a smaller optimizer.lr")

@@ -1,0 +1,117 @@
+"""The parts of a run: built from its config, checked against each other."""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from experiments.data import Data, Split
+from experiments.data.loaders import Loader, evaluation_options, gather
+from experiments.errors import UsageError
+from experiments.training.build import build
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is built of. train_loader, valid_loader, test_loader: batches on the device."""
+
+    model: nn.Module
+    loss_func: nn.Module
+    opt: Optimizer
+    scheduler: Any
+    train_loader: Any
+    valid_loader: Loader
+    test_loader: Loader
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """The names of the model's parameters, in order."""
+        return [name for name, _ in self.model.named_parameters()]
+
+
+def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
+    """Build the parts of a resolved config on a device, `cpu` or `cuda`.
+
+    Raises UsageError where they cannot be built or do not fit together.
+    """
+    trainer, batch_size = config["trainer"], config["loader"]["batch_size"]
+    model = build_model(config, device)
+    loss_func = build(config, "loss").to(device)
+    train_loader = build(config, "loader", data.train, seed=config["seed"], device=device)
+    valid_loader, test_loader = (
+        build(config, "loader", split, device=device, **evaluation_options(split, batch_size))
+        for split in (data.valid, data.test)
+    )
+    if len(train_loader) == 0:
+        raise UsageError(
+            f"loader.batch_size={batch_size}: drop_last leaves no batch of {len(data.train)} rows; "
+            "make it smaller"
+        )
+    check_fit(config, model, loss_func, data.train)
+    opt = build(config, "optimizer", model.parameters())
+    if trainer["clip_norm"] is not None:
+        clip_gradients(opt, trainer["clip_norm"])
+    steps = trainer["epochs"] * -(-len(train_loader) // trainer["accumulate"])
+    scheduler = build_scheduler(config, opt, steps)
+    return Parts(model, loss_func, opt, scheduler, train_loader, valid_loader, test_loader)
+
+
+def build_model(config: dict[str, Any], device: str = "cpu") -> nn.Module:
+    """The model of a config, on a device, computing in `trainer.precision`.
+
+    bfloat16 is torch's autocast: weights, logits and what needs the range stay float32.
+    """
+    model: nn.Module = build(config, "model").to(device)
+    if config["trainer"]["precision"] == "bfloat16":
+        forward = model.forward
+
+        def autocast(x: Tensor) -> Tensor:
+            with torch.autocast(device, torch.bfloat16):
+                logits: Tensor = forward(x)
+            return logits.float()
+
+        model.forward = autocast
+    return model
+
+
+def build_scheduler(config: dict[str, Any], opt: Optimizer, steps: int) -> Any:
+    """The schedule of a config; one that takes `total_steps` is given the steps of the run."""
+    takes = inspect.signature(build(config, "scheduler").func).parameters
+    length = {"total_steps": steps} if "total_steps" in takes else {}
+    return build(config, "scheduler", opt, **length)
+
+
+def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:
+    """Raise UsageError where the model does not take the data or the loss does not take both."""
+    device = next(model.parameters()).device
+    # copies: the rows may lie in a file that must not be written to, as a layer in place would
+    x, y = gather(split.x, split.y, torch.arange(min(2, len(split))))
+    x, y = x.to(device), y.to(device)
+    try:
+        with torch.no_grad():
+            logits = model.eval()(x)
+            loss_func(logits, y)
+    except (IndexError, RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"model._target_={config['model']['_target_']}: does not fit data of "
+            f"x {tuple(split.x.shape)}, y {tuple(split.y.shape)} ({reason}); "
+            "change model.in_features, model.out_features or data"
+        ) from error
+    if not split.y.is_floating_point() and logits.ndim == 2 and split.y.max() >= logits.shape[1]:
+        raise UsageError(
+            f"model.out_features={logits.shape[1]}: the data has {int(split.y.max()) + 1} classes"
+        )
+
+
+def clip_gradients(opt: Optimizer, max_norm: float) -> None:
+    """Scale the gradients down to a norm of at most `max_norm` before each step."""
+    parameters = [p for group in opt.param_groups for p in group["params"]]
+
+    def clip(opt: Optimizer, args: Any, kwargs: Any) -> None:
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    opt.register_step_pre_hook(clip)
