@@ -25,9 +25,7 @@ from experiments.training.fit import (
     EagerSteps,
     FitOptions,
     LossFunc,
-    Metrics,
     Scheduler,
-    State,
     accumulate,
     evaluate,
     fit,
@@ -36,6 +34,7 @@ from experiments.training.fit import (
 from experiments.training.models import mlp
 from experiments.training.parts import clip_gradients
 from experiments.training.schedules import constant
+from experiments.training.train_log import Metrics, State
 
 
 @dataclass

@@ -62,13 +62,22 @@ def test_every_key_in_the_tables_is_in_the_schema() -> None:
             assert key in SCHEMA, key
 
 
-def test_every_path_in_the_source_tree_exists() -> None:
+def test_the_source_tree_names_what_is_there() -> None:
     tree = README.partition("## Source tree")[2].partition("Each line imports")[0]
-    names = re.findall(r"(?<![\w/])([\w]+(?:\.py|/)(?:\w+/)?)", tree)
-    assert len(names) >= 20
-    for name in names:
-        places = [ROOT / name, ROOT / "src" / "experiments" / name, ROOT / "src" / name]
-        assert any(place.exists() for place in places), name
+    package = ROOT / "src" / "experiments"
+    named: dict[Path, set[str]] = {ROOT: set(), package: set()}
+    for line in filter(str.strip, tree.splitlines()):
+        folder = ROOT if len(line) - len(line.lstrip()) == 4 else package
+        # the names come before what is said about them, which stands behind wider space
+        for name in re.match(r" *((?:[\w/.]+ {0,2})+)", line)[1].split():  # type: ignore[index]
+            if re.search(r"\.py$|/$", name):
+                assert (folder / name).exists(), name
+                named[folder].add(name.rstrip("/"))
+    modules = {
+        path.name for path in package.glob("*") if path.name[0] != "_" and path.suffix != ".typed"
+    }
+    assert named[package] - {"__main__.py"} == modules - {"conf"}
+    assert named[ROOT] >= {"conf", "src/experiments", "tests", "benchmarks", "docs", "outputs"}
 
 
 def test_the_pictures_are_there() -> None:

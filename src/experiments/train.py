@@ -27,13 +27,13 @@ from experiments.training.fit import (
     Callbacks,
     EagerSteps,
     FitOptions,
-    State,
     Steps,
     evaluate,
     fit,
 )
 from experiments.training.parts import Parts, build_parts
 from experiments.training.progress import Progress, make_progress
+from experiments.training.train_log import State
 
 
 def train(

@@ -19,7 +19,8 @@ from experiments.compiled.trace import operations, trace
 from experiments.compiled.updates import update_of
 from experiments.data.loaders import TensorLoader, gather
 from experiments.errors import UsageError
-from experiments.training.fit import EagerSteps, Scheduler, StepResult
+from experiments.training.fit import EagerSteps, Scheduler
+from experiments.training.train_log import StepResult
 
 # Rows whose steps go into one graph, so that small batches share the cost of a call.
 ROWS_AT_ONCE = 128
