@@ -1,4 +1,4 @@
-"""data=arrays: .npy files that are mapped, shuffled in blocks, and never held whole."""
+"""data=arrays: memory-mapped .npy files, shuffled in blocks and never loaded as a whole."""
 
 import re
 import subprocess
@@ -40,7 +40,7 @@ epochs = st.integers(0, 1000)
 
 
 def some_arrays(rows: int = ROWS["train"], **changed: NDArray[Any]) -> Arrays:
-    """A whole set, small, with so many rows to train on."""
+    """A small complete data set with `rows` training rows."""
     found: Arrays = {}
     for split, count in (ROWS | {"train": rows}).items():
         found[f"{split}_x"] = np.arange(count * 6, dtype=np.float32).reshape(count, 2, 3)
@@ -57,13 +57,13 @@ def save(folder: Path, found: Arrays) -> str:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a whole set, to do damage in."""
+    """A folder with a complete data set, for a test to damage."""
     return Path(save(tmp_path / "arrays", some_arrays()))
 
 
 @pytest.fixture(scope="module")
 def blocks() -> Any:
-    """Blocks of a few rows, so that a small file has many windows."""
+    """Small blocks, so that a small file has many windows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arrays, "BLOCK_BYTES", 300)
         yield
@@ -86,7 +86,7 @@ def test_an_epoch_has_each_row_once_but_for_a_dropped_last_batch(
     order: dict[str, Any], epoch: int
 ) -> None:
     rows = BatchRows(**order)
-    batches = [batch.tolist() for batch in rows.of(epoch)]
+    batches = [batch.tolist() for batch in rows.batches(epoch)]
     visited = sorted(row for batch in batches for row in batch)
     assert len(batches) == len(rows)
     assert all(len(batch) == order["batch_size"] for batch in batches[:-1])
@@ -102,16 +102,16 @@ def test_an_epoch_entered_at_a_batch_has_exactly_the_rest(
 ) -> None:
     rows = BatchRows(**order)
     start = data.draw(st.integers(0, len(rows)))
-    rest = [batch.tolist() for batch in rows.of(epoch, start)]
-    assert rest == [batch.tolist() for batch in rows.of(epoch)][start:]
+    rest = [batch.tolist() for batch in rows.batches(epoch, start)]
+    assert rest == [batch.tolist() for batch in rows.batches(epoch)][start:]
 
 
 @given(orders, epochs)
-def test_each_window_has_all_rows_of_as_many_blocks_as_it_may_have(
+def test_each_window_has_all_rows_of_its_blocks_and_only_the_last_has_fewer_blocks(
     order: dict[str, Any], epoch: int
 ) -> None:
     rows, block = BatchRows(**order), order["block"]
-    found = [window.tolist() for window in rows.orders(epoch)]
+    found = [window.tolist() for window in rows.window_orders(epoch)]
     count = -(-order["rows"] // block)
     assert len(found) == -(-count // order["window"])
     met: set[int] = set()
@@ -124,31 +124,31 @@ def test_each_window_has_all_rows_of_as_many_blocks_as_it_may_have(
 
 
 @given(orders, epochs)
-def test_windows_are_the_batches_and_one_across_two_comes_with_the_second(
+def test_a_batch_that_spans_two_windows_belongs_to_the_second(
     order: dict[str, Any], epoch: int
 ) -> None:
     rows = BatchRows(**order)
-    ends = np.cumsum([len(window) for window in rows.orders(epoch)])
+    ends = np.cumsum([len(window) for window in rows.window_orders(epoch)])
     windows, done = list(rows.windows(epoch)), 0
     assert all(len(window) for window in windows)
     for window in windows:
-        # its batches all end in the same window of rows
+        # all its batches end in the same shuffle window
         lasts = done + np.cumsum([len(batch) for batch in window])
         assert len(set(np.searchsorted(ends, lasts).tolist())) == 1
         done = lasts[-1]
-    assert done == sum(len(batch) for batch in rows.of(epoch))
+    assert done == sum(len(batch) for batch in rows.batches(epoch))
 
 
 @given(orders, epochs, st.integers(1, 9), st.data())
-def test_batches_taken_several_at_once_are_the_same_batches(
-    order: dict[str, Any], epoch: int, at_once: int, data: st.DataObject
+def test_grouped_batches_are_the_same_batches(
+    order: dict[str, Any], epoch: int, group: int, data: st.DataObject
 ) -> None:
     rows = BatchRows(**order)
     start = data.draw(st.integers(0, len(rows)))
-    pieces = [piece for window in rows.windows(epoch, start, at_once) for piece in window]
-    assert all(len(piece) == at_once * order["batch_size"] for piece in pieces[:-1])
+    pieces = [piece for window in rows.windows(epoch, start, group) for piece in window]
+    assert all(len(piece) == group * order["batch_size"] for piece in pieces[:-1])
     batches = [batch.tolist() for piece in pieces for batch in piece.split(order["batch_size"])]
-    assert batches == [batch.tolist() for batch in rows.of(epoch, start)]
+    assert batches == [batch.tolist() for batch in rows.batches(epoch, start)]
 
 
 @given(orders, epochs)
@@ -157,38 +157,38 @@ def test_rows_that_fit_in_one_window_have_the_order_that_they_have_in_memory(
 ) -> None:
     order = order | {"block": max(order["block"], -(-order["rows"] // order["window"]))}
     mapped, memory = BatchRows(**order), BatchRows(**order | {"block": None})
-    assert [batch.tolist() for batch in mapped.of(epoch)] == [
-        batch.tolist() for batch in memory.of(epoch)
+    assert [batch.tolist() for batch in mapped.batches(epoch)] == [
+        batch.tolist() for batch in memory.batches(epoch)
     ]
 
 
 def test_the_rows_of_a_window_are_mixed_completely() -> None:
-    """A batch of 100 out of 100 blocks: it has about 63 of them, as if drawn one by one."""
+    """A batch of 100 rows meets about 63 of 100 blocks, as in a shuffle of single rows."""
     rows = BatchRows(10_000, 100, shuffle=True, block=20, window=100)
     for batch in next(rows.windows(0)):
         assert 50 < len({row // 20 for row in batch.tolist()}) < 76
 
 
 def test_each_window_is_mixed_in_its_own_way() -> None:
-    one, other = BatchRows(2000, 10, shuffle=True, block=10, window=100).orders(0)
+    one, other = BatchRows(2000, 10, shuffle=True, block=10, window=100).window_orders(0)
     assert not torch.equal(one.argsort(), other.argsort())
 
 
-def test_the_blocks_of_a_window_come_from_all_over_the_file_and_are_others_each_epoch() -> None:
+def test_the_blocks_of_a_window_come_from_all_over_the_file_and_differ_between_epochs() -> None:
     rows = BatchRows(10_000, 100, shuffle=True, block=10, window=50)
-    firsts = [set((next(rows.orders(epoch)) // 10).tolist()) for epoch in range(2)]
+    firsts = [set((next(rows.window_orders(epoch)) // 10).tolist()) for epoch in range(2)]
     assert len(firsts[0] & firsts[1]) < 10
     assert len({block // 100 for block in firsts[0]}) == 10
 
 
 def test_without_shuffle_rows_come_in_their_order() -> None:
     rows = BatchRows(10, 4, block=3, window=2)
-    assert [batch.tolist() for batch in rows.of(1)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [batch.tolist() for batch in rows.batches(1)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_the_order_of_a_large_file_is_never_whole_in_memory() -> None:
     rows = BatchRows(10**12, 64, shuffle=True, block=10**6, window=1)
-    assert all(0 <= row < 10**12 for row in next(rows.of(0)).tolist())
+    assert all(0 <= row < 10**12 for row in next(rows.batches(0)).tolist())
 
 
 # Loaders
@@ -196,7 +196,7 @@ def test_the_order_of_a_large_file_is_never_whole_in_memory() -> None:
 
 @pytest.fixture(scope="module")
 def mapped(blocks: None, tmp_path_factory: pytest.TempPathFactory) -> MappedSplit:
-    """900 rows in 225 blocks, which are two windows."""
+    """900 rows in 225 blocks: two windows."""
     path = save(tmp_path_factory.mktemp("mapped"), some_arrays(900))
     split = load(path).train
     assert isinstance(split, MappedSplit)
@@ -315,11 +315,11 @@ def test_fingerprints_are_those_of_the_same_rows_in_memory(
     assert data.fingerprints == expected
 
 
-# Mistakes
+# Errors
 
 
-def told(path: str | None) -> str:
-    """The one line about a folder that cannot be loaded."""
+def error_of(path: str | None) -> str:
+    """The message, without its key and value, for a folder that cannot be loaded."""
     with pytest.raises(UsageError) as error:
         load(path)
     line = str(error.value)
@@ -328,25 +328,25 @@ def told(path: str | None) -> str:
     return line.partition(": ")[2]
 
 
-def test_a_missing_folder_is_told(tmp_path: Path) -> None:
-    assert told(str(tmp_path / "none")).startswith("there is no such folder")
-    assert told(None).startswith("there is no such folder")
+def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
+    assert error_of(str(tmp_path / "none")).startswith("there is no such folder")
+    assert error_of(None).startswith("there is no such folder")
 
 
 @pytest.mark.parametrize("name", some_arrays())
 def test_a_missing_file_is_named(name: str, folder: Path) -> None:
     (folder / f"{name}.npy").unlink()
-    assert told(str(folder)) == f"{name}.npy is missing; save it there with numpy.save"
+    assert error_of(str(folder)) == f"{name}.npy is missing; save it there with numpy.save"
 
 
 def test_a_path_that_is_no_file_is_named(folder: Path) -> None:
     (folder / "test_y.npy").unlink()
     (folder / "test_y.npy").mkdir()
-    assert told(str(folder)).startswith("test_y.npy cannot be read (Is a directory)")
+    assert error_of(str(folder)).startswith("test_y.npy cannot be read (Is a directory)")
 
 
 class Planted:
-    """What unpickling would make this file of."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -358,9 +358,11 @@ class Planted:
 def test_objects_are_refused_and_never_unpickled(folder: Path, tmp_path: Path) -> None:
     planted = np.array([Planted(tmp_path / "executed")] * 23, dtype=object)
     np.save(folder / "train_y.npy", planted, allow_pickle=True)
-    assert told(str(folder)).startswith("train_y.npy holds object, expected integers or float32")
+    assert error_of(str(folder)).startswith(
+        "train_y.npy holds object, expected integers or float32"
+    )
     (folder / "train_y.npy").write_bytes(planted.dumps())
-    assert told(str(folder)).startswith("train_y.npy is no whole .npy file")
+    assert error_of(str(folder)).startswith("train_y.npy is not a complete .npy file")
     assert not (tmp_path / "executed").exists()
 
 
@@ -383,27 +385,27 @@ def test_objects_are_refused_and_never_unpickled(folder: Path, tmp_path: Path) -
         ("train_y", np.array(3), "train_y.npy has the shape (), expected at least one row"),
     ],
 )  # fmt: skip
-def test_an_array_that_is_no_part_of_a_data_set_is_named(
+def test_an_array_of_unsupported_dtype_or_shape_is_named(
     name: str, array: NDArray[Any], line: str, folder: Path
 ) -> None:
     np.save(folder / f"{name}.npy", array)
-    assert told(str(folder)).startswith(line)
+    assert error_of(str(folder)).startswith(line)
 
 
 @given(st.integers(0, 10_000))
-def test_a_file_that_was_cut_is_named(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+def test_a_truncated_file_is_named(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = Path(save(tmp_path_factory.getbasetemp() / "cut", some_arrays()))
     file = folder / "valid_x.npy"
     content = file.read_bytes()
     file.write_bytes(content[: cut % len(content)])
-    line = told(str(folder))
+    line = error_of(str(folder))
     assert line.startswith("valid_x.npy ")
     assert line.endswith(("; save it again", "; copy it again"))
 
 
 @settings(max_examples=300)
 @given(st.integers(0, 127), st.integers(0, 255))
-def test_a_damaged_header_is_told_or_changes_nothing(
+def test_a_damaged_header_is_reported_or_harmless(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: int
 ) -> None:
     folder = Path(save(tmp_path_factory.getbasetemp() / "damaged", some_arrays()))
@@ -420,7 +422,7 @@ def test_a_damaged_header_is_told_or_changes_nothing(
     assert line == "" or re.match(rf"data.path={folder}: .*valid_x.npy", line)
 
 
-def test_a_mistake_is_told_before_torch_is_imported(folder: Path) -> None:
+def test_errors_are_reported_before_torch_is_imported(folder: Path) -> None:
     np.save(folder / "test_y.npy", np.zeros(4, int))
     script = (
         "import sys; from experiments.data.arrays import load; from experiments.errors import *\n"
@@ -442,13 +444,13 @@ import torch
 from experiments.data.arrays import load
 from experiments.data.loaders import {kind}
 
-def peak():  # MB; getrusage would tell of the process that started this one too
+def peak():  # MB; getrusage would include the parent process's peak
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]
     return int(line.split()[1]) // 1024
 
 torch.set_num_threads(1)
 data = load(sys.argv[1])
-torch.randperm(10**6).unique()  # what torch sets up once
+torch.randperm(10**6).unique()  # torch's one-time allocations
 before = peak()
 rows = 0
 for shuffle in (True, False):
@@ -462,7 +464,7 @@ print(rows, peak() - before)
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A folder with a file of 200 MB; its rows begin with their number."""
+    """A folder with a file of 200 MB; each row begins with its number."""
     folder = tmp_path_factory.mktemp("large")
     x = np.zeros((50_000, 1000), np.float32)
     x[:, 0] = np.arange(50_000)
@@ -473,10 +475,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "train_x.npy").unlink()
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it there")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("kind", ["TensorLoader", "TorchLoader"])
 def test_an_epoch_holds_a_window_of_the_file_and_no_more(kind: str, large: Path) -> None:
-    """8 blocks of 1 MB take up to 24 MB, of a file of 200."""
+    """8 blocks of 1 MB take up to 24 MB, while the file has 200."""
     completed = subprocess.run(
         [sys.executable, "-c", EPOCH.format(kind=kind), large],
         capture_output=True,
@@ -493,7 +495,7 @@ def test_an_epoch_holds_a_window_of_the_file_and_no_more(kind: str, large: Path)
 
 @pytest.fixture(scope="module")
 def overrides(tiny: Data, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A run over real rows in files, which have dropout and a last batch with fewer rows."""
+    """A run over MNIST rows in files, with dropout and a smaller last batch."""
     found = {f"{name}_{kind}": getattr(getattr(tiny, name), kind).numpy()
              for name in arrays.SPLITS for kind in "xy"}  # fmt: skip
     path = save(tmp_path_factory.mktemp("runs"), found)
@@ -515,7 +517,7 @@ def test_a_run_over_files_of_one_window_is_the_run_over_memory(
     assert record(tmp_path / "mapped")["data"] == record(tmp_path / "memory")["data"]
 
 
-def test_a_missing_path_is_told(cli: Callable[..., Completed]) -> None:
+def test_a_missing_path_is_reported(cli: Callable[..., Completed]) -> None:
     completed = cli("data=arrays")
     assert completed.returncode == 2
     assert (
@@ -532,7 +534,7 @@ def test_a_run_over_many_windows_is_resumed_and_reproduced_with_the_same_bits(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     job._load_data.cache_clear()
-    # a row a block: 128 rows a window, so that windows end within batches and the other way round
+    # one row per block, 128 per window, so that windows end within batches and vice versa
     monkeypatch.setattr(arrays, "BLOCK_BYTES", 1)
     config = compose(overrides)
     data = job.load_data(config)

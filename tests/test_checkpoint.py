@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there at all, verified when loaded, never executed."""
+"""Checkpoints: saved atomically, verified when loaded, never unpickled."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ def names(checkpoints: Checkpoints) -> list[str]:
     return sorted(file.name for file in checkpoints.directory.iterdir())
 
 
-# Serialised and back.
+# Serialising.
 
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
@@ -48,7 +48,7 @@ DTYPES = [
 
 @st.composite
 def tensors(draw: st.DrawFn) -> Tensor:
-    """A tensor of any dtype and shape, also 0-dimensional, empty, transposed, strided."""
+    """A tensor of any dtype and shape, including 0-dimensional, empty, transposed, strided."""
     shape = draw(st.lists(st.integers(0, 4), max_size=3))
     dtype = draw(st.sampled_from(DTYPES))
     size = math.prod(shape)
@@ -67,7 +67,7 @@ def tensors(draw: st.DrawFn) -> Tensor:
 
 
 def nested() -> st.SearchStrategy[Any]:
-    """Everything that a checkpoint may hold."""
+    """Anything that a checkpoint may hold."""
     leaves = st.one_of(
         *(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), st.text()),
         tensors(),
@@ -85,7 +85,7 @@ def nested() -> st.SearchStrategy[Any]:
 
 
 def same(before: Any, after: Any) -> bool:
-    """Equal in type and in every bit, all the way down."""
+    """Whether two nested values are equal in type and in every bit."""
     if type(before) is not type(after):
         return False
     if isinstance(before, Tensor):
@@ -167,7 +167,7 @@ def test_a_header_that_was_made_up_raises_value_error(tree: str) -> None:
         deserialize(data)
 
 
-# Saved and loaded.
+# Saving and loading.
 
 
 def test_the_last_and_the_best_come_back(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_checkpoint_at_an_epochs_end_is_newer_than_one_of_the_same_step(
 
 @given(st.data())
 def test_any_flipped_bit_is_noticed(data: st.DataObject) -> None:
-    with tempfile.TemporaryDirectory() as folder:  # for each example one of its own
+    with tempfile.TemporaryDirectory() as folder:  # a new one for each example
         checkpoints = checkpoints_with(Path(folder), 1, 2)
         file = checkpoints.entries()[-1].file
         damaged = bytearray(file.read_bytes())
@@ -258,7 +258,7 @@ def test_a_file_of_another_name_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Leaves a mark where it is unpickled."""
+    """Creates a file when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -268,7 +268,7 @@ class Bomb:
 
 
 def plant(checkpoints: Checkpoints, data: bytes, step: int = 9) -> Path:
-    """A file whose name and digest are those of a checkpoint."""
+    """Write data to a file with a valid checkpoint name and digest."""
     digest = hashlib.sha256(data).hexdigest()[:16]
     file = checkpoints.directory / f"step-{step:09d}-epoch-00000-best-{digest}.safetensors"
     assert NAME.fullmatch(file.name)
@@ -301,10 +301,10 @@ def test_a_header_that_claims_more_than_there_is_takes_no_memory(tmp_path: Path)
         assert same(checkpoints.load(), content(1))
 
 
-# The disk fails.
+# Disk failures.
 
 
-# create, write, fsync, replace, open, fsync, and unlink of the one that is too old
+# create, write, fsync, replace, open, fsync, and unlink of the oldest one
 CALLS = 7
 
 
@@ -348,7 +348,7 @@ def test_a_crash_at_any_call_of_a_save_leaves_a_checkpoint_that_loads(
     assert loaded is not None
     assert same(loaded, content(loaded["step"]))
     assert loaded["step"] in (2, 3)
-    # the next save clears away what the crash left
+    # the next save removes what the crash left
     checkpoints.save(4, 0, content(4))
     assert same(checkpoints.load(), content(4))
     assert len(names(checkpoints)) == 2
@@ -371,7 +371,7 @@ def test_a_crash_at_the_first_save_of_all_leaves_none_that_is_damaged(
     assert same(checkpoints.load(), content(1))
 
 
-# When one is due.
+# When a checkpoint is due.
 
 
 def test_one_is_due_every_so_many_steps(tmp_path: Path) -> None:

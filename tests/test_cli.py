@@ -1,4 +1,4 @@
-"""The real command, started as a person starts it."""
+"""The real command line, in a process of its own."""
 
 import json
 import os
@@ -27,7 +27,7 @@ Command = Callable[..., Completed]
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Command:
-    """The command in the test's own directory, which tells on stderr if it imported torch."""
+    """The command in tmp_path; it prints a line on stderr if it imported torch."""
 
     def watched(*arguments: str, env: dict[str, str] | None = None) -> Completed:
         return subprocess.run(
@@ -49,12 +49,12 @@ def record(path: Path) -> dict[str, Any]:
 
 
 def numbers(path: Path) -> list[dict[str, float]]:
-    """What a run logged, but for how fast it was."""
+    """The logged lines of a run except throughput."""
     return [line for line in read_metrics(path) if "throughput" not in line]
 
 
-def told(completed: Completed) -> str:
-    """The one line that a command which the person got wrong ends with."""
+def usage_error(completed: Completed) -> str:
+    """The one-line message of a command that failed with a usage error."""
     assert completed.returncode == 2, completed.stderr
     assert completed.stdout == ""
     lines = completed.stderr.splitlines()
@@ -122,13 +122,13 @@ def test_hydra_run_dir_names_the_directory_and_a_second_run_in_it_is_refused(
 ) -> None:
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(finished_run.path, tmp_path / place)
-    line = told(cli(f"hydra.run.dir={place}"))
-    assert line.startswith(f"hydra.run.dir={place}: holds a run already")
+    line = usage_error(cli(f"hydra.run.dir={place}"))
+    assert line.startswith(f"hydra.run.dir={place}: already holds a run")
     assert f"resume={place}" in line
     assert numbers(tmp_path / place) == numbers(finished_run.path)
 
 
-# Questions that run nothing
+# Commands that run nothing
 
 
 def test_help_lists_every_group_and_option_and_imports_no_torch(watched: Command) -> None:
@@ -197,7 +197,7 @@ def test_shell_completion_completes(typed: str, expected: list[str], watched: Co
     assert completed.stdout.split() == expected
 
 
-# Slips: one line, exit code 2, at once, and nothing left behind
+# Usage errors: one line, exit code 2, no torch import, no files
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_shell_completion_completes(typed: str, expected: list[str], watched: Co
 def test_a_slip_is_told_at_once_and_leaves_nothing(
     arguments: list[str], parts: Sequence[str], watched: Command, tmp_path: Path
 ) -> None:
-    line = told(watched(*arguments))
+    line = usage_error(watched(*arguments))
     for part in parts:
         assert part in line
     assert list(tmp_path.iterdir()) == []
@@ -246,7 +246,7 @@ def test_a_slip_is_told_at_once_and_leaves_nothing(
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="there is a CUDA device")
 def test_cuda_where_there_is_none_is_told_at_once(watched: Command, tmp_path: Path) -> None:
-    line = told(watched("trainer.device=cuda"))
+    line = usage_error(watched("trainer.device=cuda"))
     assert line.startswith("trainer.device=cuda: ")
     assert "use cpu or auto" in line
     assert list(tmp_path.iterdir()) == []
@@ -259,14 +259,14 @@ def test_a_directory_that_cannot_be_made_is_told_with_its_key(
     arguments: list[str], watched: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    line = told(watched(*arguments))
-    assert line.startswith(f"{arguments[-1]}: cannot be made")
+    line = usage_error(watched(*arguments))
+    assert line.startswith(f"{arguments[-1]}: cannot be created")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
 def test_the_command_is_as_quick_to_answer_through_python_m(cli: Command, tmp_path: Path) -> None:
-    """As above, but started as a person does."""
-    assert "did you mean optimizer.lr?" in told(cli("optimizer.lrr=1"))
+    """As above, but started with `python -m`."""
+    assert "did you mean optimizer.lr?" in usage_error(cli("optimizer.lrr=1"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -293,8 +293,8 @@ def test_parts_that_do_not_fit_together_are_told_in_one_line(
     small_mnist_dir: Path,
     tmp_path: Path,
 ) -> None:
-    """What directory is left tells the same in its run.json."""
-    line = told(cli(f"data.path={small_mnist_dir}", *overrides))
+    """If a run directory was created, its run.json has the same message."""
+    line = usage_error(cli(f"data.path={small_mnist_dir}", *overrides))
     for part in parts:
         assert part in line
     for file in tmp_path.rglob("run.json"):
@@ -308,13 +308,13 @@ def test_a_damaged_data_file_is_told_in_one_line_and_leaves_nothing(
     shutil.copytree(small_mnist_dir, folder)
     file = folder / "t10k-images-idx3-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-100])
-    line = told(cli(f"data.path={folder}"))
+    line = usage_error(cli(f"data.path={folder}"))
     assert line.startswith(f"{file}: ")
     assert "copy it again" in line
     assert list(tmp_path.iterdir()) == []
 
 
-# One's own parts
+# User-defined parts
 
 OWN = """
 from torch import nn
@@ -335,7 +335,7 @@ class Broken(Scaled):
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A folder of options of one's own; the module that they name is in the working directory."""
+    """A config directory with user-defined options; their module is in the working directory."""
     (tmp_path / "own_models.py").write_text(OWN)
     folder = tmp_path / "own" / "model"
     folder.mkdir(parents=True)
@@ -356,14 +356,14 @@ def test_config_dir_adds_a_model_of_ones_own(
 
 
 def test_a_slip_in_the_option_of_a_config_dir_gets_its_hint(own: Path, watched: Command) -> None:
-    line = told(watched("--config-dir", "own", "model=scald"))
+    line = usage_error(watched("--config-dir", "own", "model=scald"))
     assert line == "model=scald: no such option; did you mean model=scaled?"
 
 
 def test_a_mistake_in_the_code_keeps_its_traceback(
     own: Path, cli: Command, small_mnist_dir: Path, tmp_path: Path
 ) -> None:
-    """It is not dressed up as a mistake in the command, and the directory has it too."""
+    """It is not reported as a usage error, and error.txt has the traceback too."""
     completed = cli(
         "--config-dir", "own", "model=broken", f"data.path={small_mnist_dir}", "hydra.run.dir=here"
     )
@@ -375,12 +375,12 @@ def test_a_mistake_in_the_code_keeps_its_traceback(
     assert 'return {}["a mistake of ours"]' in found["error"]
 
 
-# Several at once
+# Concurrent runs
 
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) -> list[Path]:
-    """The directories of eight runs of one config that were started at the same moment."""
+    """The directories of eight runs of one config, started concurrently."""
     directory = tmp_path_factory.mktemp("together")
     command = [sys.executable, "-m", "experiments", f"data.path={small_mnist_dir}"]
     processes = [
@@ -412,7 +412,7 @@ def test_runs_started_together_are_all_whole_and_of_the_same_bits(together: list
 def sweep(
     tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path, cli_in: Command
 ) -> FinishedRun:
-    """Two jobs with Hydra's own launcher, the first of them with the config of `finished_run`."""
+    """Two jobs with Hydra's basic launcher, the first with the config of `finished_run`."""
     directory = tmp_path_factory.mktemp("sweep")
     completed = cli_in(
         directory, "--multirun", "hydra/launcher=basic", f"data.path={small_mnist_dir}",

@@ -1,4 +1,4 @@
-"""Many run directories as one table, one CSV file and one picture."""
+"""Comparing run directories: table, CSV file and plot."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ Change = dict[str, Any]
 def compare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Compare]:
-    """`python -m experiments.compare` in the test's own directory, without a process of its own."""
+    """`python -m experiments.compare` in tmp_path, called in this process."""
     monkeypatch.chdir(tmp_path)
     pipe = signal.getsignal(signal.SIGPIPE)
 
@@ -43,7 +43,7 @@ def compare(
 
 
 def make_run(finished: Path, path: Path, overrides: Change, **changes: Any) -> Path:
-    """A copy of a finished run, small, with other overrides and other fields of its record."""
+    """A reduced copy of a finished run with other overrides and other fields of its record."""
     path.mkdir(parents=True)
     for name in ("run.json", "metrics.jsonl", "config.yaml"):
         shutil.copy(finished / name, path)
@@ -54,19 +54,19 @@ def make_run(finished: Path, path: Path, overrides: Change, **changes: Any) -> P
             config[group] = config[group] | {name: value}
         elif key in ("seed",):
             config[key] = value
-    told = [f"{key}={value}" for key, value in overrides.items()]
-    change_record(path, config=config, overrides=told, **changes)
+    texts = [f"{key}={value}" for key, value in overrides.items()]
+    change_record(path, config=config, overrides=texts, **changes)
     return path
 
 
 def reached(loss: float, accuracy: float = 0.5) -> Change:
-    """The metrics of a record."""
+    """The `metrics` of a record."""
     last = {"loss/valid": loss, "accuracy/valid": accuracy, "epoch": 2, "step": 20}
     return {"best": last, "last": last}
 
 
 def grid(finished: Path, sweep: Path, keys: Iterable[str]) -> list[Path]:
-    """Three values of each key, every combination, the loss growing with the values."""
+    """A grid of three values of each key, whose loss increases with the values."""
     points: list[dict[str, Any]] = [{}]
     for key in keys:
         values = [1, 2, 10] if key != "optimizer.lr" else [0.1, 0.01, 1.0]
@@ -83,7 +83,7 @@ def results(directory: Path) -> list[dict[str, str]]:
 
 
 def size_of_png(file: Path) -> tuple[int, int]:
-    """Width and height of a PNG that is whole."""
+    """Width and height of a PNG, which must be complete."""
     content = file.read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     assert content.endswith(b"IEND\xaeB`\x82")
@@ -173,7 +173,7 @@ def test_failed_diverged_and_interrupted_runs_stand_below_the_finished(
 def test_a_run_that_was_killed_is_told_as_interrupted(
     finished_run: FinishedRun, tmp_path: Path, compare: Compare
 ) -> None:
-    """Its record says that it runs, but no process holds its directory."""
+    """Its record says running, but no process holds the lock."""
     make_run(finished_run.path, tmp_path / "sweep" / "killed", {"seed": 1}, state="running")
     assert compare("sweep").returncode == 0
     assert [line["state"] for line in results(tmp_path / "sweep")] == ["interrupted"]
@@ -207,11 +207,11 @@ def test_two_runs_are_laid_side_by_side_where_they_differ(
     make_run(finished_run.path, tmp_path / "b", {"optimizer.lr": 0.1}, metrics=reached(0.125))
     completed = compare("a", "b")
     assert (completed.returncode, completed.stderr) == (0, "")
-    told = [re.split(r" {2,}", line) for line in completed.stdout.splitlines() if line]
-    assert told[:2] == [["A", "a"], ["B", "b"]]
-    assert ["optimizer.lr", "0.5", "0.1"] in told
-    assert ["best loss/valid", "0.25", "0.125"] in told
-    assert not [line for line in told if line[0] in ("seed", "best accuracy/valid")]
+    cells = [re.split(r" {2,}", line) for line in completed.stdout.splitlines() if line]
+    assert cells[:2] == [["A", "a"], ["B", "b"]]
+    assert ["optimizer.lr", "0.5", "0.1"] in cells
+    assert ["best loss/valid", "0.25", "0.125"] in cells
+    assert not [line for line in cells if line[0] in ("seed", "best accuracy/valid")]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
@@ -238,7 +238,7 @@ def test_several_directories_are_one_table_and_into_names_where_the_results_go(
 
 
 def strict(text: str) -> Any:
-    """JSON as every other program reads it, which has no NaN."""
+    """Parse JSON strictly: NaN and infinities are errors."""
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")
@@ -300,13 +300,13 @@ def test_a_run_whose_metrics_are_torn_or_missing_is_compared_by_its_record(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
-    [(["nowhere"], "nowhere: there is no such directory"), (["."], ".: there is no run in it")],
+    ("arguments", "message"),
+    [(["nowhere"], "nowhere: no such directory"), (["."], ".: contains no run")],
 )
-def test_a_slip_is_told_in_one_line(arguments: list[str], told: str, compare: Compare) -> None:
+def test_a_slip_is_told_in_one_line(arguments: list[str], message: str, compare: Compare) -> None:
     completed = compare(*arguments)
     assert completed.returncode == 2
-    assert completed.stderr == f"experiments.compare: {told}\n"
+    assert completed.stderr == f"experiments.compare: {message}\n"
 
 
 def test_it_imports_no_torch(finished_run: FinishedRun, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""trainer.compile: the eager run's numbers to rounding, the same bits each time, one compile.
+"""trainer.compile: equal to the eager run up to rounding, reproducible bits, one compilation.
 
-A compile takes some ten seconds, so all tests share a cache folder and a few shapes of a step.
+Compiling takes about ten seconds, so all tests share a cache folder and a few step shapes.
 """
 
 import json
@@ -26,7 +26,7 @@ from experiments.compiled import package
 from experiments.compiled import steps as compiled
 from experiments.compiled.package import on_threads
 from experiments.compiled.steps import CompiledSteps
-from experiments.compiled.trace import operations, trace
+from experiments.compiled.trace import count_flops, trace
 from experiments.data import Data, Split
 from experiments.data.loaders import TensorLoader
 from experiments.directory.checkpoints import Checkpoints
@@ -35,7 +35,7 @@ from experiments.training.determinism import prepare_torch
 from experiments.training.models import mlp
 from experiments.training.schedules import constant
 
-SMALL_STEP = compiled.SMALL_STEP
+SINGLE_THREAD_FLOPS = compiled.SINGLE_THREAD_FLOPS
 Compose = Callable[[list[str]], dict[str, Any]]
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -48,7 +48,7 @@ class Various(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.unused = nn.Linear(5, 3)  # first, so that no count of steps is taken from it
+        self.unused = nn.Linear(5, 3)  # first, since its optimizer state has no step count
         self.frozen = nn.Linear(784, 32).requires_grad_(False)
         self.norm = nn.BatchNorm1d(32)
         self.dropout = nn.Dropout(0.3)
@@ -82,22 +82,22 @@ class Convolutional(nn.Module):
 
 
 OWN = ["~model.in_features", "~model.hidden", "~model.out_features", "~model.dropout"]
-# each of them is another graph, and so another compile
+# each has a graph of its own, and so is compiled separately
 VARIANTS = {
-    # two steps in one graph, on two threads; of an epoch's five batches a smaller one is left
+    # two steps per graph, on two threads; the last of an epoch's five batches is smaller
     "sgd": [
         "trainer.threads=2",
         *(*OWN, "model._target_=test_compiled.Various", "loader.batch_size=64"),
         *("optimizer=sgd", "optimizer.weight_decay=0.001", "+optimizer.nesterov=true"),
         *("scheduler=onecycle", "scheduler.cycle_momentum=true", "optimizer.lr=0.02"),
     ],
-    # two batches make a step; what is left of an epoch is one of them and a smaller one
+    # two batches per step; the last step of an epoch has a smaller batch
     "adamw": [
         *("model.hidden=[16]", "loader.batch_size=64", "trainer.accumulate=2"),
         *("optimizer=adamw", "trainer.clip_norm=0.5", "optimizer.lr=0.005"),
         *("loss.label_smoothing=0.1", "optimizer.betas=[0.8,0.99]"),
     ],
-    # on bytes
+    # data as bytes
     "adam": [
         *(*OWN, "model._target_=test_compiled.Convolutional", "loader.batch_size=100"),
         *("optimizer=adam", "optimizer.weight_decay=0.01", "optimizer.lr=0.005"),
@@ -107,39 +107,39 @@ VARIANTS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder in which all tests of this file, in whatever process, keep what they compile."""
+    """The cache folder that all tests of this file share, also between xdist workers."""
     base = tmp_path_factory.getbasetemp()
     home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
-        patch.setattr(compiled, "SMALL_STEP", 0)  # all of them are small
-        # pytest would keep each of the many lines that the compiler logs for a viewer of its own
+        patch.setattr(compiled, "SINGLE_THREAD_FLOPS", 0)  # all steps here are small
+        # pytest would capture the many lines that the compiler logs for its trace viewer
         patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)
         yield home / "experiments"
 
 
 @pytest.fixture(scope="module")
 def rows(tiny: Data) -> Data:
-    """313 rows to train on, which no batch size divides."""
+    """313 training rows, a number that no batch size divides."""
     return replace(tiny, train=Split(tiny.train.x[:313], tiny.train.y[:313]))
 
 
 def data_of(name: str, rows: Data) -> Data:
-    """What a variant trains on: the rows, or bytes."""
+    """The data of a variant: the rows as floats or as bytes."""
     if name != "adam":
         return rows
-    as_bytes = [Split((s.x * 255).byte(), s.y) for s in (rows.train, rows.valid, rows.test)]
-    return Data(*as_bytes)
+    byte_splits = [Split((s.x * 255).byte(), s.y) for s in (rows.train, rows.valid, rows.test)]
+    return Data(*byte_splits)
 
 
 def config_of(name: str, compose: Compose, *more: str) -> dict[str, Any]:
-    """The compiled variant of a name, all of its steps logged."""
+    """The config of a compiled variant that logs every step."""
     small = ["model=mlp_small", "trainer.epochs=2", "trainer.log_every=1", "checkpoint.keep=3"]
     return compose([*small, *VARIANTS[name], "trainer.compile=true", *more])
 
 
 def eagerly(config: dict[str, Any]) -> dict[str, Any]:
-    """The same config without the compiler."""
+    """The same config with trainer.compile=false."""
     return config | {"trainer": config["trainer"] | {"compile": False}}
 
 
@@ -158,7 +158,7 @@ def variant(
 
 
 def last(path: Path) -> dict[str, Any]:
-    """What the last checkpoint of a run holds."""
+    """The content of a run's last checkpoint."""
     content = Checkpoints(path / "checkpoints").load()
     assert content is not None
     return content
@@ -171,15 +171,15 @@ def numbers(path: Path) -> list[dict[str, float]]:
 
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever compiles fails."""
+    """Compiling fails."""
 
     def refuse(*args: object, **kwargs: object) -> None:
-        raise AssertionError("it compiles")
+        raise AssertionError("the compiler was called")
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
 
 
-# The numbers.
+# Results
 
 
 def test_its_numbers_are_the_eager_ones_to_rounding(
@@ -193,7 +193,7 @@ def test_its_numbers_are_the_eager_ones_to_rounding(
     one, eager_one = last(path), last(tmp_path / "run")
     for part in ("model", "optimizer", "scheduler"):
         found = dict(tree_flatten_with_path(one[part])[0])
-        # of a parameter that is unused the eager optimizer keeps nothing
+        # the eager optimizer has no state for an unused parameter
         for at, leaf in tree_flatten_with_path(eager_one[part])[0]:
             if isinstance(leaf, Tensor):
                 assert torch.allclose(found[at], leaf, rtol=rounding, atol=rounding)
@@ -243,7 +243,7 @@ def test_an_lr_that_is_too_large_diverges(compose: Compose, rows: Data, tmp_path
         go_on(tmp_path / "run", config_of("sgd", compose, "optimizer.lr=1e30"), rows)
 
 
-# The bits.
+# Reproducibility
 
 
 def test_another_run_has_the_same_bits(
@@ -287,9 +287,9 @@ def test_reproduced_it_is_identical(
     _, data, path = variant
     monkeypatch.setattr(job, "load_data", lambda config: data)
     code = call(reproduce.main, path, "--into", tmp_path / "run", "--trust", "test_compiled")
-    told = capsys.readouterr()
-    assert code == 0, told
-    assert "identical: all" in told.out
+    output = capsys.readouterr()
+    assert code == 0, output
+    assert "identical: all" in output.out
 
 
 def test_run_json_tells_which_compiled_step_it_was(
@@ -301,7 +301,7 @@ def test_run_json_tells_which_compiled_step_it_was(
 
 @pytest.fixture
 def source(variant: tuple[dict[str, Any], Data, Path], cache: Path) -> str:
-    """The C++ that calls the kernels."""
+    """The generated C++ wrapper that calls the kernels."""
     key = record(variant[2])["environment"]["compiled"]
     [package] = cache.glob(f"{key}-*.pt2")
     with zipfile.ZipFile(package) as archive:
@@ -309,33 +309,33 @@ def source(variant: tuple[dict[str, Any], Data, Path], cache: Path) -> str:
         return archive.read(name).decode()
 
 
-def test_a_gradient_is_added_where_its_sum_lies(
+def test_a_gradient_is_accumulated_in_place(
     variant: tuple[dict[str, Any], Data, Path], source: str
 ) -> None:
-    # the gradient of `last` to its weights' decay, where there is one, in each step of the graph
+    # the gradient of `last`, accumulated into its weight decay term, in each step of the graph
     expected = {"sgd": 2, "adamw": 0, "adam": 1}[variant[2].name]
     assert len(re.findall(r"_addmm_out\((\w+), \1, ", source)) == expected
 
 
-def test_where_threads_share_a_gradient_each_adds_its_part_of_it(
+def test_a_gradient_split_between_threads_is_accumulated_in_place(
     variant: tuple[dict[str, Any], Data, Path], source: str
 ) -> None:
-    # that of `third`, in each step of the graph
+    # the gradient of `third`, in each step of the graph
     expected = {"sgd": 2, "adamw": 0, "adam": 0}[variant[2].name]
     assert len(re.findall(r"baddbmm_out\((\w+), \1, ", source)) == expected
 
 
-def test_a_bias_is_added_by_what_comes_after_the_product(source: str) -> None:
-    # in the graph's first step it is an input
+def test_a_bias_is_added_by_the_kernel_after_the_product(source: str) -> None:
+    # in the graph's first step the bias is an input
     assert re.findall(r"addmm_out\(\w+, arg", source) == []
 
 
-# The cache.
+# The cache
 
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch, tiny: Data) -> Callable[..., CompiledSteps]:
-    """Makes CompiledSteps that have a key but are not compiled."""
+    """A factory of CompiledSteps that have a cache key but no compiled package."""
     monkeypatch.setattr(compiled, "compile_once", lambda key, graph, inputs: Path())
     monkeypatch.setattr(compiled, "load", lambda package, device: None)
 
@@ -349,9 +349,10 @@ def steps(monkeypatch: pytest.MonkeyPatch, tiny: Data) -> Callable[..., Compiled
         **others: Any,
     ) -> CompiledSteps:
         model = model or mlp(784, [8], 10)
-        made, loader = opt(model.parameters(), lr=lr), TensorLoader(split, batch_size=batch_size)
+        optimizer = opt(model.parameters(), lr=lr)
+        loader = TensorLoader(split, batch_size=batch_size)
         loss_func = loss_func or nn.CrossEntropyLoss()
-        return CompiledSteps(model, loss_func, made, constant(made), loader, **others)
+        return CompiledSteps(model, loss_func, optimizer, constant(optimizer), loader, **others)
 
     return make
 
@@ -359,31 +360,31 @@ def steps(monkeypatch: pytest.MonkeyPatch, tiny: Data) -> Callable[..., Compiled
 def test_a_small_step_runs_on_one_thread_and_shares_its_package(
     steps: Callable[..., CompiledSteps], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "SMALL_STEP", SMALL_STEP)
+    monkeypatch.setattr(compiled, "SINGLE_THREAD_FLOPS", SINGLE_THREAD_FLOPS)
     with on_threads(1):
-        alone = steps(batch_size=16)
+        on_one_thread = steps(batch_size=16)
     with on_threads(2):
         small, large = steps(batch_size=16), steps(mlp(784, [128, 256], 10), batch_size=64)
         assert torch.get_num_threads() == 2
     assert (small.threads, large.threads) == (1, 2)
-    assert small.key == alone.key
+    assert small.key == on_one_thread.key
 
 
-def test_the_operations_of_products_and_convolutions_are_counted() -> None:
+def test_the_flops_of_matrix_products_and_convolutions_are_counted() -> None:
     def step(x: Tensor, w: Tensor, v: Tensor) -> Tensor:
         return torch.nn.functional.conv2d(x, w).flatten(1) @ v
 
     inputs = torch.zeros(7, 1, 5, 5), torch.zeros(2, 1, 3, 3), torch.zeros(18, 4)
-    assert operations(trace(step, inputs)) == 2 * 7 * (9 * 2 * 9 + 18 * 4)
+    assert count_flops(trace(step, inputs)) == 2 * 7 * (9 * 2 * 9 + 18 * 4)
 
 
 def sequence(middle: nn.Module) -> nn.Module:
-    """A model with something in its middle."""
+    """A model with the given module in its middle."""
     return nn.Sequential(nn.Linear(784, 8), middle, nn.Linear(8, 10))
 
 
 class Times(nn.Module):
-    """Multiplies with a tensor made out of a number."""
+    """Multiplies by a tensor created from a Python number."""
 
     def __init__(self, factor: float) -> None:
         super().__init__()
@@ -437,7 +438,7 @@ def test_another_step_has_another_key(
 
 
 @pytest.mark.parametrize("setting", [{"threads": 2}, {"matmul_precision": "high"}], ids=str)
-def test_what_torch_is_set_to_changes_the_key(
+def test_torch_settings_change_the_key(
     setting: dict[str, Any], steps: Callable[..., CompiledSteps], compose: Compose
 ) -> None:
     trainer = compose([])["trainer"]
@@ -461,7 +462,7 @@ def test_another_compiler_changes_the_key(
     assert steps().key != one
 
 
-def test_to_look_for_a_key_changes_nothing(steps: Callable[..., CompiledSteps]) -> None:
+def test_computing_the_key_changes_nothing(steps: Callable[..., CompiledSteps]) -> None:
     model = sequence(nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5)))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generators = torch.get_rng_state(), random.getstate()
@@ -474,11 +475,11 @@ def test_to_look_for_a_key_changes_nothing(steps: Callable[..., CompiledSteps]) 
 
 
 def test_compiling_leaves_the_compilers_options_as_they_are() -> None:
-    # the compiler wrote its own into them: the next run in the process had another key
+    # the compiler added its own to them, so the next run in the process had another key
     assert set(package.OPTIONS) == {"fallback_random", "memory_planning"}
 
 
-def test_a_damaged_package_is_made_anew(
+def test_a_damaged_package_is_compiled_again(
     compose: Compose,
     rows: Data,
     tmp_path: Path,
@@ -491,16 +492,16 @@ def test_a_damaged_package_is_made_anew(
     [package] = cache.glob(f"{record(tmp_path / 'one')['environment']['compiled']}-*.pt2")
     whole = package.read_bytes()
     package.write_bytes(whole[:-7])
-    made = []
+    shell_outputs = []
 
     def compile_again(exported: object, package_path: str, inductor_configs: object) -> None:
-        # Ctrl-C goes to the whole group, and would be the end of a process that compiles
-        made.append(subprocess.check_output(["sh", "-c", "kill -INT $$; echo alive"]))
+        # Ctrl-C reaches the whole process group, and would kill the compiler's child processes
+        shell_outputs.append(subprocess.check_output(["sh", "-c", "kill -INT $$; echo alive"]))
         Path(package_path).write_bytes(whole)
 
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_again)
     go_on(tmp_path / "two", config, rows)
-    assert made == [b"alive\n"]
+    assert shell_outputs == [b"alive\n"]
     assert package.read_bytes() == whole
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
@@ -517,36 +518,36 @@ def test_a_compiler_that_computes_something_else_is_noticed(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_wrong)
-    with pytest.raises(UsageError, match="computes other numbers"):
+    with pytest.raises(UsageError, match="compiled results differ from the eager ones"):
         go_on(tmp_path / "two", config_of("adamw", compose, "optimizer.betas=[0.8,0.5]"), rows)
     assert not list((tmp_path / "experiments").glob("*-*.pt2"))
 
 
 class OtherRounding:
-    """In place of a package: its graph, with the rows of each batch in another order."""
+    """In place of a package: its graph, run with the rows of each batch reversed."""
 
     def __init__(self, graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> None:
         self.graph, self.spec = graph, tree_structure(inputs)
 
     def run(self, leaves: list[Tensor]) -> list[Tensor]:
-        *others, index, numbers = leaves
-        index = index.view(len(numbers), -1).flip(-1).flatten()
-        return [self.graph(*tree_unflatten([*others, index, numbers], self.spec))]
+        *others, index, scalars = leaves
+        index = index.view(len(scalars), -1).flip(-1).flatten()
+        return [self.graph(*tree_unflatten([*others, index, scalars], self.spec))]
 
 
 @pytest.mark.parametrize("opt", [torch.optim.SGD, torch.optim.AdamW])
 @pytest.mark.parametrize("lr", [0.05, 1e9])
-def test_rounding_alone_is_not_taken_for_the_compilers_mistake(
+def test_rounding_differences_pass_the_check_against_eager(
     opt: Callable[..., torch.optim.Optimizer],
     lr: float,
     steps: Callable[..., CompiledSteps],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # the gradient of the first layer's bias is zero but for rounding
+    # the gradient of the first layer's bias is pure rounding error, since BatchNorm cancels it
     checked = []
 
     def check(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> None:
-        package.check(graph, OtherRounding(graph, inputs), inputs)
+        package.check_against_eager(graph, OtherRounding(graph, inputs), inputs)
         checked.append(key)
 
     monkeypatch.setattr(compiled, "compile_once", check)
@@ -554,7 +555,7 @@ def test_rounding_alone_is_not_taken_for_the_compilers_mistake(
     assert len(checked) == 1
 
 
-# Mistakes.
+# Errors
 
 
 class Branching(nn.Linear):
@@ -565,14 +566,14 @@ class Branching(nn.Linear):
 
 
 class Drawing(nn.Linear):
-    """A random number that torch does not draw."""
+    """A random number from Python's generator."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x * random.random())
 
 
 class Scaling(nn.Linear):
-    """A tensor that the module does not know as its own."""
+    """A tensor that is not registered with the module."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * SCALE
@@ -582,79 +583,79 @@ SCALE = torch.ones(10)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "message"),
     [
         (
             ["optimizer._target_=torch.optim.RMSprop", "~optimizer.fused"],
-            r"^optimizer\._target_=torch\.optim\.\S*RMSprop: .* knows .* SGD, Adam and AdamW; use",
+            r"^optimizer\._target_=torch\.optim\.\S*RMSprop: .* supports .* SGD, Adam and AdamW; ",
         ),
         (["optimizer=adam", "+optimizer.amsgrad=true"], r"^optimizer\.amsgrad=True: "),
         (["+optimizer.maximize=true"], r"^optimizer\.maximize=True: "),
-        (["loader=torch"], "takes whole tensors; use loader=tensors"),
+        (["loader=torch"], "needs whole tensors; use loader=tensors"),
         (["model=linear", "model._target_=test_compiled.Branching"], "cannot be traced"),
-        (["model=linear", "model._target_=test_compiled.Drawing"], "something else each time"),
-        (["model=linear", "model._target_=test_compiled.Scaling"], "have register_buffer make"),
+        (["model=linear", "model._target_=test_compiled.Drawing"], "a different graph each time"),
+        (["model=linear", "model._target_=test_compiled.Scaling"], "call register_buffer"),
     ],
     ids=str,
 )
-def test_a_step_that_cannot_be_compiled_is_told_in_one_line(
+def test_a_step_that_cannot_be_compiled_is_reported_in_one_line(
     overrides: list[str],
-    told: str,
+    message: str,
     compose: Compose,
     tiny: Data,
     tmp_path: Path,
     no_compiler: None,
 ) -> None:
     config = compose(["trainer.compile=true", "trainer.epochs=1", *overrides])
-    with pytest.raises(UsageError, match=told) as error:
+    with pytest.raises(UsageError, match=message) as error:
         go_on(tmp_path / "run", config, tiny)
     assert "trainer.compile=true" in str(error.value)
     assert "\n" not in str(error.value)
     go_on(tmp_path / "eager", eagerly(config), tiny)
 
 
-def test_an_optimizer_with_groups_of_parameters_is_told(
+def test_an_optimizer_with_several_parameter_groups_is_refused(
     steps: Callable[..., CompiledSteps],
 ) -> None:
     def groups(parameters: Iterator[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD([{"params": [p]} for p in parameters], lr)
 
-    with pytest.raises(UsageError, match=r"^optimizer: .* one group of parameters, not 4; "):
+    with pytest.raises(UsageError, match=r"^optimizer: .* one parameter group, not 4; "):
         steps(opt=groups)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "message"),
     [
-        ("CXX", "/nonexistent/g++", "there is no C++ compiler /nonexistent/g++; install one"),
+        ("CXX", "/nonexistent/g++", "no C++ compiler /nonexistent/g++ found; install it"),
         ("XDG_CACHE_HOME", "/dev/null", "/dev/null/experiments"),
     ],
 )
-def test_what_lacks_around_it_is_told_in_one_line(
-    name: str, value: str, told: str, small_mnist_dir: Path, cli: Command, tmp_path: Path
+def test_a_missing_compiler_or_cache_folder_is_reported_in_one_line(
+    name: str, value: str, message: str, small_mnist_dir: Path, cli: Command, tmp_path: Path
 ) -> None:
     completed = cli(
         *(f"data.path={small_mnist_dir}", "trainer.compile=true", "hydra.run.dir=run"),
         env={name: value},
     )
     assert completed.returncode == 2
-    assert told in completed.stderr
+    assert message in completed.stderr
     assert completed.stderr.startswith("experiments: trainer.compile=true: ")
     assert completed.stderr.count("\n") == 1
     assert record(tmp_path / "run")["state"] == "failed"
 
 
 @pytest.mark.parametrize("home", ["", "relative"])
-def test_a_cache_home_that_is_no_absolute_path_is_passed_over(
+def test_a_cache_home_that_is_not_absolute_is_ignored(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", home)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert package.cache() == tmp_path / ".cache" / "experiments"
-    assert package.cache().stat().st_mode & 0o777 == 0o700
+    assert package.cache_folder() == tmp_path / ".cache" / "experiments"
+    assert package.cache_folder().stat().st_mode & 0o777 == 0o700
 
 
-# Real processes.
+# Subprocesses
 
 
 @pytest.fixture(scope="module")
@@ -673,15 +674,15 @@ def sweep(
     )
 
 
-def test_a_sweep_whose_runs_have_one_step_compiles_it_once(
+def test_a_sweep_whose_runs_share_a_step_compiles_it_once(
     sweep: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     path, completed = sweep
     assert completed.returncode == 0, completed.stderr
     assert len(list((path / "sweep").glob("*/run.json"))) == 2
     assert len(list((path / "home/experiments").glob("*.pt2"))) == 1
-    told = [file.read_text().count("compiling") for file in path.glob("sweep/*/output.txt")]
-    assert sum(told) == 1
+    counts = [file.read_text().count("compiling") for file in path.glob("sweep/*/output.txt")]
+    assert sum(counts) == 1
 
 
 def test_runs_leave_no_unpacked_packages_behind(

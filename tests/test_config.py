@@ -23,8 +23,8 @@ OPTIONS = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml")
 EXPERIMENTS = sorted(CONF.glob("experiment/*.yaml"))
 
 
-def told(compose: Compose, overrides: list[str]) -> str:
-    """The line that a person reads for overrides that must not compose."""
+def usage_error(compose: Compose, overrides: list[str]) -> str:
+    """The error message for overrides that must not compose."""
     try:
         compose(overrides)
     except UsageError as error:
@@ -174,7 +174,7 @@ def test_every_experiment_opens_with_the_command_that_runs_it_and_differs_from_t
 
 
 def test_every_option_offered_in_a_comment_of_the_config_is_accepted(compose: Compose) -> None:
-    """The words after `device:` are those of the schema."""
+    """The options listed after `device:` are those of the schema."""
     comment = (CONF / "trainer" / "default.yaml").read_text().partition("device:")[2]
     for word in ("auto", "cpu", "cuda"):
         assert word in comment.partition("\n")[0]
@@ -212,12 +212,12 @@ def test_a_target_may_take_keys_of_its_own(compose: Compose) -> None:
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="there is a CUDA device")
 def test_cuda_where_there_is_none_names_the_remedy(compose: Compose) -> None:
-    line = told(compose, ["trainer.device=cuda"])
+    line = usage_error(compose, ["trainer.device=cuda"])
     assert line.startswith("trainer.device=cuda: ")
     assert line.endswith("use cpu or auto")
 
 
-# One line for each slip
+# One-line error messages
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_cuda_where_there_is_none_names_the_remedy(compose: Compose) -> None:
     ],
 )  # fmt: skip
 def test_a_slip_is_told_in_one_line(override: str, line: str, compose: Compose) -> None:
-    assert told(compose, [override]) == line
+    assert usage_error(compose, [override]) == line
 
 
 @pytest.mark.parametrize(
@@ -261,27 +261,27 @@ def test_a_slip_is_told_in_one_line(override: str, line: str, compose: Compose) 
 def test_a_syntax_error_is_told_with_the_override_and_how_to_write_it(
     override: str, compose: Compose
 ) -> None:
-    line = told(compose, ["seed=1", override])
+    line = usage_error(compose, ["seed=1", override])
     assert line.startswith(f"{override}: not an override (")
     assert line.endswith("write key=value, quoted for the shell")
 
 
 @pytest.mark.parametrize("override", ["=3", "~model", "model=null", "trainer=3"])
 def test_other_slips_are_told_in_one_line_that_names_them(override: str, compose: Compose) -> None:
-    line = told(compose, [override])
+    line = usage_error(compose, [override])
     assert "\n" not in line
     assert override.strip("~+").partition("=")[0] in line
 
 
 def test_a_key_that_resembles_nothing_is_told_without_a_false_hint(compose: Compose) -> None:
-    assert "did you mean" not in told(compose, ["xylophone=1"])
+    assert "did you mean" not in usage_error(compose, ["xylophone=1"])
 
 
 @given(st.sampled_from(sorted(SCHEMA)), st.data())
 def test_a_key_with_one_letter_left_out_still_leads_to_that_key(
     key: str, data: st.DataObject
 ) -> None:
-    """At least 4 letters, since of fewer too little is left to tell one key from another."""
+    """At least 4 letters: shorter keys become ambiguous."""
     node, _, name = key.rpartition(".")
     siblings = [known.rpartition(".")[2] for known in SCHEMA if known.rpartition(".")[0] == node]
     if len(name) < 4:

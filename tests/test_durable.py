@@ -1,4 +1,4 @@
-"""Durable writes: whatever happens in between, a file is the old one or the new one, whole."""
+"""Durable writes: after any failure a file has its complete old or new content."""
 
 import contextlib
 import errno
@@ -15,12 +15,12 @@ import pytest
 from experiments.directory import durable
 
 OLD, NEW = b"old" * 5000, b"new" * 9000
-# calls to the system of one write: open, write, fsync, rename, open, fsync
+# the system calls of one write: open, write, fsync, rename, open, fsync
 CALLS = 6
 
 
 class Torn(io.FileIO):
-    """A file that writes half of what it is given when its turn to fail has come."""
+    """A file whose failing call writes half of the data."""
 
     turn: Callable[[], bool]
     fail: Callable[[], NoReturn]
@@ -34,9 +34,9 @@ class Torn(io.FileIO):
 
 @contextlib.contextmanager
 def failing(number: int, fail: Callable[[], NoReturn]) -> Iterator[list[str]]:
-    """Fail at the call to the system with this number, counted from 0; yields the calls made.
+    """Fail at the system call with this index; yields the names of the calls made.
 
-    The calls are those that change or flush something on disk.
+    Only calls that modify or flush something on disk count.
     """
     made: list[str] = []
 
@@ -80,7 +80,7 @@ def die() -> NoReturn:
 
 
 def in_a_child(action: Callable[[], object]) -> int:
-    """Do something in a process of its own; its exit code."""
+    """Run an action in a child process; returns its exit code."""
     child = os.fork()
     if not child:
         try:
@@ -115,7 +115,7 @@ def test_a_full_disk_at_any_call_is_raised_and_leaves_a_whole_file(
     file.write_bytes(OLD)
     with failing(number, disk_full) as calls, pytest.raises(OSError, match="No space left"):
         durable.write(file, NEW)
-    # once the name has moved, it cannot be taken back
+    # a rename cannot be undone
     assert file.read_bytes() == (NEW if "open" in calls else OLD)
     assert [left.name for left in tmp_path.iterdir()] == ["file"]
 

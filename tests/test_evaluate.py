@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint: its figures against those of a computation of its own."""
+"""Evaluating a checkpoint: its metrics against an independent computation."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from experiments import evaluate, job, load_run
 from experiments.data import Data, Split
-from experiments.results.confusion import class_figures, confusion_picture
+from experiments.results.confusion import class_metrics, confusion_picture
 
 Compose = Callable[[list[str]], dict[str, Any]]
 
@@ -27,7 +27,7 @@ def small_data(tiny: Data, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def config(compose: Compose) -> dict[str, Any]:
-    # its best epoch is the second of three
+    # the best epoch is the second of three
     overrides = ["scheduler=constant", "optimizer.lr=0.5", "optimizer.momentum=0"]
     return compose([*SMALL, *overrides, "trainer.epochs=3", "model.dropout=0.1"])
 
@@ -41,13 +41,13 @@ def finished(config: dict[str, Any], tiny: Data, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
-    """A finished run that has not been evaluated."""
+    """A finished run without evaluations."""
     shutil.copytree(finished, tmp_path / "run")
     return tmp_path / "run"
 
 
 def report_of(run: Path, *arguments: str) -> dict[str, Any]:
-    """Evaluate by the command; what it left."""
+    """Run the evaluate command; returns the report that it wrote."""
     assert call(evaluate.main, run, *arguments) == 0
     [file] = run.glob("evaluation-*.json")
     report = json.loads(file.read_text())
@@ -90,7 +90,7 @@ def test_every_row_is_counted_once_where_it_belongs(split: str, run: Path, tiny:
 
 def test_the_figures_of_each_class_follow_from_their_definitions() -> None:
     matrix = [[4, 1, 0], [2, 3, 0], [0, 0, 0]]
-    first, second, third = class_figures(matrix)
+    first, second, third = class_metrics(matrix)
     assert first == {
         "class": 0,
         "rows": 5,
@@ -100,7 +100,7 @@ def test_the_figures_of_each_class_follow_from_their_definitions() -> None:
     }
     assert second["precision"] == pytest.approx(3 / 4)
     assert second["recall"] == pytest.approx(3 / 5)
-    # no row of it, and none taken for it
+    # no row has this class, and none was predicted as it
     assert third == {"class": 2, "rows": 0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
 
 
@@ -132,9 +132,9 @@ def test_tensorboard_shows_the_picture_beside_the_curves(run: Path, finished: Pa
     report_of(run)
     accumulator = EventAccumulator(str(run))
     accumulator.Reload()
-    [shown] = accumulator.Images("confusion/valid_best")
-    assert shown.encoded_image_string == (run / "evaluation-best-valid.png").read_bytes()
-    assert (shown.step, shown.width > 0) == (record(run)["metrics"]["best"]["step"], True)
+    [image] = accumulator.Images("confusion/valid_best")
+    assert image.encoded_image_string == (run / "evaluation-best-valid.png").read_bytes()
+    assert (image.step, image.width > 0) == (record(run)["metrics"]["best"]["step"], True)
     assert curves(run) == curves(finished)
 
 
@@ -176,7 +176,7 @@ def test_a_run_with_other_rows_here_is_evaluated_on_them(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere: holds no run"),
         (["{run}", "--split", "all"], "invalid choice: 'all'"),
@@ -185,10 +185,10 @@ def test_a_run_with_other_rows_here_is_evaluated_on_them(
     ],
 )
 def test_a_slip_is_told_in_one_line(
-    arguments: list[str], told: str, run: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(evaluate.main, *(text.format(run=run) for text in arguments)) == 2
     error = capsys.readouterr().err
     assert error.startswith("experiments.evaluate: ")
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1

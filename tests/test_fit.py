@@ -219,7 +219,7 @@ def tutorial_fit(
     losses = []
     for epoch in range(epochs):
         model.train()
-        rows = BatchRows(320, 60, shuffle=shuffle, seed=7).of(epoch)
+        rows = BatchRows(320, 60, shuffle=shuffle, seed=7).batches(epoch)
         for index in rows:
             loss = cross_entropy(model(tiny.train.x[index]), tiny.train.y[index])
             loss.backward()

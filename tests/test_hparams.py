@@ -1,4 +1,4 @@
-"""The HParams tab of TensorBoard, as its own backend answers: one run is one row."""
+"""TensorBoard's HParams tab, as returned by its backend: one row per run."""
 
 import math
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Compose = Callable[[list[str]], dict[str, Any]]
 
 
 class Line(NamedTuple):
-    """A row of the tab."""
+    """A row of the HParams tab."""
 
     run: str
     hparams: dict[str, Any]
@@ -31,7 +31,7 @@ class Line(NamedTuple):
 
 
 def tab(directory: Path) -> list[Line]:
-    """What TensorBoard shows for a directory of runs."""
+    """The rows that TensorBoard shows for a directory of runs."""
     multiplexer = EventMultiplexer()
     multiplexer.AddRunsFromDirectory(str(directory))
     multiplexer.Reload()
@@ -55,7 +55,7 @@ def tab(directory: Path) -> list[Line]:
 
 
 def runs_of(directory: Path) -> list[str]:
-    """Every run that TensorBoard lists."""
+    """All runs that TensorBoard lists."""
     multiplexer = EventMultiplexer()
     multiplexer.AddRunsFromDirectory(str(directory))
     multiplexer.Reload()
@@ -68,7 +68,7 @@ def sweep(
     small_mnist_dir: Path,
     cli_in: Callable[..., CompletedProcess[str]],
 ) -> Path:
-    """Four runs of the real command, two of which diverge."""
+    """A sweep of four runs by the real command, two of which diverge."""
     directory = tmp_path_factory.mktemp("hparams")
     completed = cli_in(
         directory, "-m", "sweep=s", f"data.path={small_mnist_dir}", "trainer.epochs=2",
@@ -104,15 +104,15 @@ def test_a_row_has_the_runs_last_numbers(sweep: Path) -> None:
 
 
 def test_a_row_says_whether_the_run_ended_well(sweep: Path) -> None:
-    told = {
+    statuses = {
         record(sweep / line.run)["state"]: line.status for line in tab(sweep)
-    }  # one of each state is enough: each kind is the same in both
-    assert told == {"finished": "STATUS_SUCCESS", "diverged": "STATUS_FAILURE"}
+    }  # both runs of each state have the same status, so one is enough
+    assert statuses == {"finished": "STATUS_SUCCESS", "diverged": "STATUS_FAILURE"}
 
 
 @pytest.fixture(scope="module")
 def mended(tmp_path_factory: pytest.TempPathFactory, compose: Compose, tiny: Data) -> Path:
-    """Runs that were stopped or killed, at once and late, and then went on to their end."""
+    """Runs that were stopped or killed, early and late, and then resumed to the end."""
     directory = tmp_path_factory.mktemp("mended")
     config = compose(SMALL)
     stops = {

@@ -1,4 +1,4 @@
-"""What optimizers do for profilers is done while one is on."""
+"""Optimizers record their steps for a profiler, and only while one is active."""
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ def installed() -> None:
     lean_optim.install()  # as a worker does for each of its runs
 
 
-def names_of_a_step() -> set[str]:
+def profiled_names() -> set[str]:
+    """The events that a profiler records of one optimizer step."""
     parameter = torch.zeros(2, requires_grad=True)
     opt = torch.optim.SGD([parameter], lr=0.1)
     with profile() as profiled:
@@ -24,16 +25,16 @@ def names_of_a_step() -> set[str]:
     return {event.key for event in profiled.key_averages()}
 
 
-def test_a_profiler_is_told_the_names_of_steps() -> None:
-    assert {"Optimizer.step#SGD.step", "Optimizer.zero_grad#SGD.zero_grad"} <= names_of_a_step()
+def test_a_profiler_records_the_names_of_steps() -> None:
+    assert {"Optimizer.step#SGD.step", "Optimizer.zero_grad#SGD.zero_grad"} <= profiled_names()
 
 
-def test_without_a_profiler_nothing_is_entered() -> None:
+def test_without_a_profiler_nothing_is_recorded() -> None:
     with record_function("step") as entered:
         assert entered.record is None
 
 
-def test_a_label_that_a_profiler_has_seen_can_be_used_without_one() -> None:
+def test_a_label_used_under_a_profiler_can_be_reused_without_one() -> None:
     label = record_function("label")
     with profile() as profiled, label:
         pass

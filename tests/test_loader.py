@@ -43,7 +43,7 @@ shapes = st.fixed_dictionaries({
 
 
 def numbered(rows: int) -> Split:
-    """Rows that tell their own number, in x and in y."""
+    """Rows whose x and y are the row number."""
     return Split(torch.arange(rows).float().view(rows, 1).repeat(1, 3), torch.arange(rows))
 
 
@@ -103,7 +103,7 @@ def test_entering_an_epoch_at_a_batch_gives_exactly_the_rest(
 def test_the_order_of_an_epoch_depends_on_seed_and_epoch_alone(
     kind: Callable[..., Loader], seed: int, before: list[int], epoch: int
 ) -> None:
-    """Neither on what was read before nor on the global generator."""
+    """Neither on epochs read before nor on the global generator."""
     fresh, used = (make(kind, 50, seed=seed, batch_size=8, shuffle=True) for _ in range(2))
     for earlier in before:
         visited(used, earlier)
@@ -128,11 +128,12 @@ def test_epochs_and_seeds_have_different_orders(a: int, b: int, i: int, j: int) 
 def test_the_shuffle_of_an_epoch_is_torchs_from_the_stream_of_its_name(
     rows: int, seed: int, epoch: int
 ) -> None:
-    """So that the runs of before are reproduced."""
+    """So that runs of earlier versions are reproduced."""
     generator = torch.Generator().manual_seed(derive(seed, "shuffle", epoch))
     expected = torch.randperm(rows, generator=generator).tolist()
     assert (
-        torch.cat(list(BatchRows(rows, 7, shuffle=True, seed=seed).of(epoch))).tolist() == expected
+        torch.cat(list(BatchRows(rows, 7, shuffle=True, seed=seed).batches(epoch))).tolist()
+        == expected
     )
 
 
@@ -175,7 +176,7 @@ def test_no_global_generator_is_touched(kind: Callable[..., Loader], shuffle: bo
 
 
 class CountCalls(TorchDispatchMode):
-    """Counts torch's operations while it is entered."""
+    """Counts torch operations while active."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -190,7 +191,7 @@ class CountCalls(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("numbers", "trained", "evaluated"),
-    # of small rows many; of large ones as many as fit, but always twice the training's
+    # small rows: 256 or more; large rows: as many as fit, but at least twice the training batch
     [(784, 16, 256), (784, 1000, 2000), (2**18 // 100, 16, 100), (2**20, 16, 32)],
 )
 def test_an_evaluations_batches_are_large(numbers: int, trained: int, evaluated: int) -> None:
@@ -201,7 +202,7 @@ def test_an_evaluations_batches_are_large(numbers: int, trained: int, evaluated:
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_batches_are_gathered_whole_with_no_work_per_row(shuffle: bool) -> None:
-    """Ten batches take as many operations with a hundred rows each as with one."""
+    """Ten batches take the same number of operations with a hundred rows each as with one."""
 
     def calls(batch_size: int) -> Counter[str]:
         loader = make(TensorLoader, 10 * batch_size, batch_size=batch_size, shuffle=shuffle)
@@ -221,7 +222,7 @@ def test_an_unshuffled_batch_is_a_view_of_the_data() -> None:
 
 
 class Squares(Dataset[tuple[Tensor, Tensor]]):
-    """A data set that is read sample by sample."""
+    """A map-style data set."""
 
     def __len__(self) -> int:
         return 7
@@ -239,7 +240,7 @@ def test_any_map_style_dataset_can_be_loaded() -> None:
 
 
 def pixels(rows: int) -> Split:
-    """Every byte, in rows of 32 that tell their own number."""
+    """All byte values, in different rows of 32."""
     x = (torch.arange(rows)[:, None] + 8 * torch.arange(32)).to(torch.uint8)
     return Split(x, torch.arange(rows))
 
@@ -247,7 +248,7 @@ def pixels(rows: int) -> Split:
 @pytest.mark.parametrize("kind", LOADERS)
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 7, 300])
-def test_bytes_come_as_the_floats_that_scaling_all_beforehand_gives(
+def test_batches_of_bytes_equal_those_of_floats_scaled_beforehand(
     kind: Callable[..., Loader], shuffle: bool, batch_size: int
 ) -> None:
     kept = pixels(256)
@@ -258,7 +259,7 @@ def test_bytes_come_as_the_floats_that_scaling_all_beforehand_gives(
     assert equal(one, other)
 
 
-def test_gathering_rows_scales_bytes_and_leaves_the_rest() -> None:
+def test_gathering_rows_scales_bytes_and_no_other_dtype() -> None:
     kept, index = pixels(256), torch.tensor([3, 255, 3])
     xb, yb = gather(kept.x, kept.y, index)
     assert torch.equal(xb, kept.x[index].float() / 255)
@@ -266,7 +267,7 @@ def test_gathering_rows_scales_bytes_and_leaves_the_rest() -> None:
     assert torch.equal(gather(kept.y, kept.y, index)[0], index)
 
 
-def test_the_bytes_of_ones_own_dataset_are_left_to_it() -> None:
+def test_bytes_of_a_custom_dataset_are_not_scaled() -> None:
     class Tokens(Squares):
         def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
             return torch.tensor([row], dtype=torch.uint8), torch.tensor(row)
@@ -288,7 +289,7 @@ def test_mnist_as_bytes_gives_the_batches_of_mnist_bit_for_bit(mnist: Data) -> N
             )
 
 
-# megabytes that loading added at its peak, and that stayed
+# prints the megabytes that loading adds at its peak and afterwards
 GROWTH = """
 import sys
 import torch
@@ -305,10 +306,10 @@ print(memory("VmHWM:") - before, memory("VmRSS:") - before)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells it there")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize(("as_bytes", "held"), [("true", 55), ("false", 220)])
-def test_loading_mnist_takes_little_more_than_what_stays(as_bytes: str, held: int) -> None:
-    """The rows are 55 MB as bytes and 220 MB as floats; unpacking takes a copy of the bytes."""
+def test_loading_mnist_peaks_little_above_the_size_of_its_rows(as_bytes: str, held: int) -> None:
+    """The rows take 55 MB as bytes and 220 MB as floats; decompression adds a copy of the bytes."""
     completed = subprocess.run(
         [sys.executable, "-c", GROWTH, as_bytes], capture_output=True, text=True, check=True
     )

@@ -59,7 +59,7 @@ def test_the_default_model_has_136074_parameters(
     assert sum(p.numel() for p in model.parameters()) == expected == 136_074
 
 
-def test_relu_stands_between_the_layers_and_none_behind_the_last() -> None:
+def test_relu_is_between_the_layers_and_not_after_the_last() -> None:
     torch.manual_seed(0)
     model = mlp(3, [4], 2)
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
@@ -107,7 +107,7 @@ def test_changed_keys_reach_the_model(compose: Callable[[list[str]], dict[str, A
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_a_model_that_does_not_fit_the_data_is_told_before_it_is_trained(
+def test_a_model_that_does_not_fit_the_data_is_refused_before_training(
     overrides: list[str],
     remedy: str,
     compose: Callable[[list[str]], dict[str, Any]],
@@ -121,7 +121,7 @@ def test_a_model_that_does_not_fit_the_data_is_told_before_it_is_trained(
     assert remedy in str(error.value)
 
 
-def test_classes_beyond_the_models_outputs_are_told_even_where_the_first_rows_have_none(
+def test_classes_beyond_the_models_outputs_are_refused_even_if_the_first_rows_have_none(
     compose: Callable[[list[str]], dict[str, Any]], tiny: Data
 ) -> None:
     config = compose(["model.out_features=9"])
@@ -172,8 +172,8 @@ def test_a_saved_run_computes_in_the_precision_that_it_was_trained_in(
         tiny.valid, **evaluation_options(tiny.valid, config["loader"]["batch_size"])
     )
     loss, accuracy = evaluate(model, nn.CrossEntropyLoss(), rows)
-    told = record(tmp_path / "run")["metrics"]["last"]
-    assert (loss, accuracy) == (told["loss/valid"], told["accuracy/valid"])
+    logged = record(tmp_path / "run")["metrics"]["last"]
+    assert (loss, accuracy) == (logged["loss/valid"], logged["accuracy/valid"])
     plain = build(config, "model")
     plain.load_state_dict(model.state_dict())
     assert (
@@ -181,7 +181,7 @@ def test_a_saved_run_computes_in_the_precision_that_it_was_trained_in(
     )
 
 
-def test_the_precision_of_products_is_that_of_the_last_run_begun(
+def test_matmul_precision_is_that_of_the_run_started_last(
     compose: Callable[[list[str]], dict[str, Any]],
 ) -> None:
     prepare_torch(compose(["trainer.matmul_precision=medium"])["trainer"])

@@ -1,4 +1,4 @@
-"""What the compiled step's products become: the same numbers from other operations."""
+"""The rewritten matrix products of a compiled step: the same results from other operations."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def summed(summand: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """A product alone, with a bias, or added to another product."""
+    """a @ b, alone, with a bias (1-D) or with a scaled matrix (2-D) added."""
     if summand.ndim == 0:
         return a @ b
     return torch.addmm(summand if summand.ndim == 1 else 0.9 * summand, a, b)
@@ -40,7 +40,7 @@ def gradient(summand: Tensor, grad: Tensor, x: Tensor) -> Tensor:
 
 
 def rewritten(product: Product, inputs: tuple[Tensor, ...], threads: int) -> torch.fx.GraphModule:
-    """The graph of a product on so many threads."""
+    """The graph of a product after the pass, with torch set to `threads` threads."""
     graph = trace(product, inputs)
     with on_threads(threads):
         Products()(graph.graph)
@@ -50,14 +50,14 @@ def rewritten(product: Product, inputs: tuple[Tensor, ...], threads: int) -> tor
 
 
 def operations(graph: torch.fx.GraphModule) -> set[object]:
-    """Which products a graph computes."""
+    """The kinds of matrix product in a graph."""
     kinds = {aten.mm, aten.addmm, aten.addmm_, aten.bmm, aten.baddbmm_}
     found = {getattr(node.target, "overloadpacket", None) for node in graph.graph.nodes}
     return found & kinds
 
 
 def inputs_of(product: Product, batch: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Both factors."""
+    """Random factors of a product."""
     shapes: dict[Product, tuple[tuple[int, int], tuple[int, int]]] = {
         forward: ((batch, columns), (rows, columns)),
         backward: ((batch, rows), (rows, columns)),
@@ -75,7 +75,7 @@ def inputs_of(product: Product, batch: int, rows: int, columns: int) -> tuple[Te
     st.integers(1, 4),
     st.integers(0, 2),
 )
-def test_whatever_its_shapes_and_threads_a_product_has_the_same_numbers(
+def test_rewritten_products_have_the_same_results_for_all_shapes_and_threads(
     product: Product, batch: int, rows: int, columns: int, threads: int, ndim: int
 ) -> None:
     torch.manual_seed(0)
@@ -97,7 +97,7 @@ def test_whatever_its_shapes_and_threads_a_product_has_the_same_numbers(
         (2, 64, 120, {aten.mm}),
     ],
 )
-def test_each_thread_has_its_rows_where_they_can_be_shared_out_and_the_batch_is_small(
+def test_rows_are_split_by_thread_if_they_divide_evenly_and_the_batch_is_small(
     product: Product, threads: int, batch: int, rows: int, expected: set[object]
 ) -> None:
     inputs = (torch.zeros(()), *inputs_of(product, batch, rows, 100))
@@ -105,12 +105,12 @@ def test_each_thread_has_its_rows_where_they_can_be_shared_out_and_the_batch_is_
 
 
 @pytest.mark.parametrize(("threads", "expected"), [(1, aten.addmm_), (2, aten.baddbmm_)])
-def test_a_gradient_is_added_to_what_remains_of_a_buffer(threads: int, expected: object) -> None:
+def test_a_gradient_is_accumulated_into_the_momentum_buffer(threads: int, expected: object) -> None:
     inputs = (torch.zeros(128, 100), *inputs_of(gradient, 64, 128, 100))
     assert operations(rewritten(gradient, inputs, threads)) == {expected}
 
 
-def test_doubles_are_left_to_the_compiler() -> None:
+def test_float64_products_are_not_rewritten() -> None:
     inputs = (torch.zeros(()).double(), *(t.double() for t in inputs_of(forward, 64, 128, 100)))
     assert operations(rewritten(forward, inputs, 2)) == {aten.mm}
 

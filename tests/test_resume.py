@@ -1,4 +1,4 @@
-"""Resuming: a run that was stopped or killed anywhere ends as if it had not been."""
+"""Resuming: a stopped or killed run ends with the same bits as an uninterrupted one."""
 
 import io
 import os
@@ -69,7 +69,7 @@ def variant(
 
 @pytest.fixture(scope="module")
 def config(compose: Compose) -> dict[str, Any]:
-    """A run in which everything that a checkpoint holds matters."""
+    """A config for which every part of a checkpoint matters."""
     return compose([*SMALL, *VARIANTS["dropout"], "optimizer=adamw", "optimizer.lr=0.005"])
 
 
@@ -82,7 +82,7 @@ def unbroken(config: dict[str, Any], tiny: Data, tmp_path_factory: pytest.TempPa
 
 
 def steps_of(path: Path) -> int:
-    """Optimizer steps of a finished run."""
+    """Number of optimizer steps of a finished run."""
     steps: int = record(path)["metrics"]["last"]["step"]
     return steps
 
@@ -290,7 +290,7 @@ def test_a_checkpoint_with_parameters_in_another_order_is_refused(
 def test_a_stopped_run_keeps_its_best_across_the_resume(
     compose: Compose, tiny: Data, tmp_path: Path
 ) -> None:
-    # it gets worse in its last epoch, so the best is the one before the stop
+    # the last epoch is worse, so the best one precedes the stop
     overrides = ["scheduler=constant", "optimizer.lr=0.5", "optimizer.momentum=0"]
     config = compose([*SMALL, *overrides, "trainer.epochs=3"])
     run = tmp_path / "run"
@@ -311,7 +311,7 @@ def test_a_stopped_run_keeps_its_best_across_the_resume(
 def stopped_run(
     config: dict[str, Any], tiny: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The directory of a run that was stopped, whose data the command line finds."""
+    """The directory of a stopped run whose data set is available to the command line."""
     monkeypatch.setattr(job, "load_data", lambda config: tiny)
     go_on(tmp_path / "run", config, tiny, stop_after(7))
     return tmp_path / "run"
@@ -331,30 +331,30 @@ def test_a_finished_run_is_left_as_it_is(
     before = {file: file.read_bytes() for file in stopped_run.rglob("*") if file.is_file()}
     capsys.readouterr()
     assert call(entrypoint.main, f"resume={stopped_run}") == 0
-    assert "finished already" in capsys.readouterr().out
+    assert "already finished" in capsys.readouterr().out
     after = {file: file.read_bytes() for file in stopped_run.rglob("*") if file.is_file()}
     assert after == before
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["resume=nowhere"], "nowhere: holds no run"),
         (["resume="], "holds no run"),
-        (["resume={run}", "seed=1"], "seed=1: a resumed run goes on as it is"),
-        (["resume={run}", "resume=other"], "resume=other: a resumed run goes on as it is"),
-        (["resume={run}", "-m"], "-m: a resumed run goes on as it is"),
-        (["--trust", "os", "seed=1"], "--trust os: goes with resume=RUN_DIR alone"),
+        (["resume={run}", "seed=1"], "seed=1: a resumed run keeps its config"),
+        (["resume={run}", "resume=other"], "resume=other: a resumed run keeps its config"),
+        (["resume={run}", "-m"], "-m: a resumed run keeps its config"),
+        (["--trust", "os", "seed=1"], "--trust os: only valid with resume=RUN_DIR"),
     ],
 )
 def test_a_slip_is_told_in_one_line(
-    arguments: list[str], told: str, stopped_run: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, stopped_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = record(stopped_run)
     code = call(entrypoint.main, *(text.format(run=stopped_run) for text in arguments))
     error = capsys.readouterr().err
     assert code == 2
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
     assert record(stopped_run) == before
 
@@ -377,7 +377,7 @@ def test_of_two_processes_only_one_goes_on(
     os.waitpid(child, 0)
     assert code == 2
     assert "another process is running it" in error
-    # the kernel lets go when a process dies, whatever its record says
+    # the kernel releases the lock when a process dies, whatever its record says
     assert call(entrypoint.main, f"resume={stopped_run}") == 0
 
 
@@ -385,7 +385,7 @@ def test_of_two_processes_only_one_goes_on(
 
 
 class Process:
-    """`python -m experiments ...`, its output read line by line."""
+    """A `python -m experiments ...` process, its output read line by line."""
 
     def __init__(self, directory: Path, *arguments: str) -> None:
         self.popen = subprocess.Popen(
@@ -445,7 +445,7 @@ def test_a_run_whose_output_nobody_reads_any_more_can_be_resumed(
     process.popen.stdout = None
     error = process.popen.communicate()[1]
     assert process.popen.returncode == 128 + signal.SIGPIPE
-    assert error == "interrupted; go on with: python -m experiments resume=run\n"
+    assert error == "interrupted; resume with: python -m experiments resume=run\n"
     assert record(tmp_path / "run")["state"] == "interrupted"
     assert call(entrypoint.main, f"resume={tmp_path / 'run'}") == 0
     assert_same_run(tmp_path / "run", unbroken)
@@ -464,7 +464,7 @@ def test_a_signal_stops_at_a_checkpoint_and_says_how_to_go_on(
     seconds = time.monotonic() - started
     run = tmp_path / "my run"
     assert process.popen.returncode == code
-    assert error == "interrupted; go on with: python -m experiments resume='my run'\n"
+    assert error == "interrupted; resume with: python -m experiments resume='my run'\n"
     assert seconds < 2
     assert record(run)["state"] == "interrupted"
     entry = Checkpoints(run / "checkpoints").entries()[-1]

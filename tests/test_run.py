@@ -1,4 +1,4 @@
-"""The run directory: who owns it, and what run.json says."""
+"""The run directory: its ownership, and the contents of run.json."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def finished(config: dict[str, Any], tiny: Data, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wait no two seconds for a lock that a test holds on purpose."""
+    """Shorten the lock timeout, for tests that hold the lock on purpose."""
     monkeypatch.setattr(runs, "LOCK_SECONDS", 0.0)
     git_state.cache_clear()
 
@@ -55,7 +55,7 @@ def started(path: Path, config: dict[str, Any]) -> runs.Run:
     return runs.start(path, config, ["seed=7"])
 
 
-# What run.json says.
+# The contents of run.json.
 
 
 def test_it_says_what_ran_where(finished: Path, config: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def test_it_has_the_fingerprints_of_the_first_and_the_last_weights(
     assert content is not None
     assert weights["final"] == fingerprint(content["model"])
     assert weights["initial"] != weights["final"]
-    # the first ones depend on the seed and the model, not on what comes after
+    # the initial weights depend only on the seed and the model
     go_on(tmp_path / "run", compose([*SMALL, "seed=7", "optimizer=adam"]), tiny, stop_after(1))
     assert record(tmp_path / "run")["weights"]["initial"] == weights["initial"]
     go_on(tmp_path / "other", compose([*SMALL, "seed=8"]), tiny, stop_after(1))
@@ -135,7 +135,7 @@ def test_nothing_temporary_is_left(finished: Path) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository with one commit, in which the test works."""
+    """A git repository with one commit, as the working directory."""
     path = tmp_path / "repository"
     path.mkdir()
     monkeypatch.chdir(path)
@@ -180,7 +180,7 @@ def test_no_repository_is_no_commit(
     assert record(run.path)["git"] == {"commit": None, "dirty": False, "diff": None}
 
 
-# How it ended.
+# The final state.
 
 
 def go(path: Path, config: dict[str, Any], data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_a_record_is_the_old_or_the_new_one_when_the_disk_is_full(
     assert not list(run.path.glob(".*.tmp"))
 
 
-# Whose it is.
+# Ownership.
 
 
 def test_a_free_directory_is_found(tmp_path: Path) -> None:
@@ -296,16 +296,16 @@ def test_a_named_directory_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_a_named_directory_with_a_run_is_refused(finished: Path, config: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="holds a run already; name another or resume="):
+    with pytest.raises(UsageError, match="already holds a run; choose another or use resume="):
         claim(finished, exact=True)
-    with pytest.raises(UsageError, match="holds a run already"):
+    with pytest.raises(UsageError, match="already holds a run"):
         runs.start(finished, config, [])
 
 
 def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for exact in (True, False):
-        with pytest.raises(UsageError, match="cannot be made"):
+        with pytest.raises(UsageError, match="cannot be created"):
             claim(tmp_path / "file" / "run", exact=exact)
 
 

@@ -1,4 +1,4 @@
-"""A run directory read back."""
+"""Loading a saved run."""
 
 import json
 import math
@@ -23,7 +23,7 @@ Compose = Callable[[list[str]], dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def config(compose: Compose) -> dict[str, Any]:
-    # its best epoch is the second of three
+    # the best epoch is the second of three
     overrides = ["scheduler=constant", "optimizer.lr=0.5", "optimizer.momentum=0"]
     return compose([*SMALL, *overrides, "trainer.epochs=3", "model.dropout=0.1"])
 

@@ -75,14 +75,14 @@ def test_cosine_without_warmup_is_the_curve_of_the_paper() -> None:
     assert used(lambda opt: cosine(opt, 11, 0.0, 0.1), 11) == pytest.approx(expected)
 
 
-def test_cosine_can_be_asked_for_more_steps_than_it_was_told() -> None:
-    """As after a change of the number of epochs by hand: the last value stays."""
+def test_cosine_keeps_its_final_value_after_total_steps() -> None:
+    """As after the number of epochs was raised by hand."""
     assert used(lambda opt: cosine(opt, 5, 0.0, 0.2), 8)[-3:] == pytest.approx([0.2] * 3)
 
 
 @pytest.fixture
 def torch_settings() -> Iterator[None]:
-    """Puts back what a run in this process sets."""
+    """Restores the torch settings that a run in this process changes."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -99,7 +99,7 @@ def rates(
     tiny: Data,
     tmp_path: Path,
 ) -> Rates:
-    """The lr of every step of a whole run, three epochs of six batches, as it was logged."""
+    """The logged lr of every step of a whole run of three epochs of six batches."""
 
     def rates(*overrides: str) -> list[float]:
         settings = ["trainer.epochs=3", "loader.batch_size=60", "trainer.log_every=1"]
@@ -121,7 +121,7 @@ def test_every_scheduler_option_lasts_for_a_whole_run(option: str, rates: Rates)
     assert max(found) == pytest.approx(0.01, rel=0.02)
 
 
-def test_onecycle_rises_to_optimizer_lr_and_is_down_at_the_very_last_step(rates: Rates) -> None:
+def test_onecycle_rises_to_optimizer_lr_and_ends_at_the_last_step(rates: Rates) -> None:
     found = rates("scheduler=onecycle", "optimizer.lr=0.5")
     assert max(found) == pytest.approx(0.5, rel=0.01)
     assert found[0] == pytest.approx(0.5 / 25)
@@ -131,10 +131,10 @@ def test_onecycle_rises_to_optimizer_lr_and_is_down_at_the_very_last_step(rates:
     assert found[top:] == sorted(found[top:], reverse=True)
 
 
-def test_a_schedule_counts_steps_and_not_batches_where_batches_are_accumulated(
+def test_a_schedule_counts_optimizer_steps_when_batches_are_accumulated(
     rates: Rates,
 ) -> None:
-    """Six batches by fours are two steps: of four, and of the two that remain."""
+    """Six batches with accumulate=4 are two steps, of four batches and of two."""
     found = rates("scheduler=onecycle", "optimizer.lr=0.5", "trainer.accumulate=4")
     assert len(found) == 6
     assert found[-1] == pytest.approx(0.5 / 25 / 10_000)

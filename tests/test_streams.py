@@ -15,7 +15,7 @@ NAMES = ("init", "fit", "shuffle", "workers")
 
 
 def draws() -> tuple[list[float], ...]:
-    """A few numbers of every global generator."""
+    """A few draws from every global generator."""
     normal = np.random.standard_normal(3).tolist()
     return torch.rand(3).tolist(), normal, [random.gauss(0, 1) for _ in range(3)]
 
@@ -40,7 +40,7 @@ def test_streams_of_one_seed_differ_by_name_and_by_number_and_between_seeds(seed
 
 
 def test_neighbouring_streams_are_not_alike() -> None:
-    """About half of the bits differ, as between any two random numbers."""
+    """About half of the bits differ, as for independent random numbers."""
     values = [derive(seed, "shuffle", epoch) for seed in range(4) for epoch in range(4)]
     for one, other in combinations(values, 2):
         assert 10 < (one ^ other).bit_count() < 53
@@ -63,7 +63,7 @@ def test_another_seed_or_name_gives_other_draws_of_all_three(seed: int, name: st
 
 
 def test_the_global_state_comes_back_through_json_and_goes_on_with_the_same_draws() -> None:
-    """Also in the middle of a pair of normal numbers, of which one is kept for later."""
+    """Also between the two draws of a pair of normal numbers, of which the second is cached."""
     seed_global(5, "fit")
     draws()
     tensors, values = global_state()

@@ -19,12 +19,12 @@ Points = dict[tuple[str, int], list[float]]
 
 
 def events(directory: Path) -> Any:
-    """What TensorBoard itself reads from a directory."""
+    """The events of a directory, as read by TensorBoard."""
     return EventAccumulator(str(directory)).Reload()
 
 
 def in_tensorboard(directory: Path) -> Points:
-    """Every scalar that TensorBoard shows, by tag and step."""
+    """All scalars that TensorBoard shows, by tag and step."""
     accumulator, points = events(directory), Points()
     for tag in accumulator.Tags()["scalars"]:
         for point in accumulator.Scalars(tag):
@@ -33,7 +33,7 @@ def in_tensorboard(directory: Path) -> Points:
 
 
 def in_metrics(directory: Path) -> Points:
-    """The same out of metrics.jsonl."""
+    """The same from metrics.jsonl."""
     points = Points()
     for line in map(json.loads, (directory / "metrics.jsonl").read_text().splitlines()):
         for tag, value in line.items():
@@ -43,7 +43,7 @@ def in_metrics(directory: Path) -> Points:
 
 
 def float32(value: float) -> float:
-    """A number with the bits that TensorBoard has for it."""
+    """A number rounded to float32, as TensorBoard stores it."""
     return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
@@ -61,7 +61,7 @@ def test_a_run_shows_the_same_numbers_in_tensorboard_and_in_metrics(
 
 
 def test_a_run_has_every_tag_at_every_step_once(finished_run: FinishedRun) -> None:
-    """Ten batches an epoch, two epochs, a line every four steps."""
+    """Ten batches per epoch, two epochs, a line every four steps."""
     validation = ("loss/train_epoch", "loss/valid", "accuracy/valid", "throughput")
     expected = {(tag, step) for tag in ("loss/train", "lr") for step in (4, 8, 10, 12, 16, 20)}
     expected |= {(tag, step) for tag in validation for step in (10, 20)}
@@ -81,18 +81,18 @@ def test_a_run_shows_its_config_as_text(finished_run: FinishedRun) -> None:
 @settings(max_examples=30)
 @given(st.lists(st.floats(), min_size=1, max_size=20))
 def test_every_float_comes_back_from_metrics_with_every_bit(values: list[float]) -> None:
-    """Also infinities, no numbers, subnormals and minus zero; none of them stops TensorBoard."""
+    """Including infinities, NaN, subnormals and minus zero; none of them breaks TensorBoard."""
     with TemporaryDirectory() as folder:
         tracker = Tracker(Path(folder))
         for step, value in enumerate(values):
             tracker.log(step, 1, {"loss": value})
         tracker.close()
         found = [line["loss"] for line in read_metrics(Path(folder))]
-        shown = [event.value for event in events(Path(folder)).Scalars("loss")]
+        scalars = [event.value for event in events(Path(folder)).Scalars("loss")]
     numbers = [value for value in values if not math.isnan(value)]
     assert bits([value for value in found if not math.isnan(value)]) == bits(numbers)
     assert [math.isnan(value) for value in found] == [math.isnan(value) for value in values]
-    assert len(shown) == len(values)
+    assert len(scalars) == len(values)
 
 
 def test_numbers_can_be_read_while_the_run_still_goes_on(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_torn_end_of_either_file_is_cut_off_when_a_run_goes_on(tmp_path: Path)
 
 
 def test_a_live_server_takes_back_the_points_of_a_future_that_was_given_up(tmp_path: Path) -> None:
-    """The accumulator has read step 3 before the run goes on from step 2."""
+    """The accumulator has read step 3 before the run is resumed from step 2."""
     tracker = Tracker(tmp_path)
     for step in (1, 2):
         tracker.log(step, 1, {"loss": float(step)})

@@ -1,4 +1,4 @@
-"""What a stranger's run directory may not do: nothing that it names or holds is executed."""
+"""Untrusted run directories: nothing that they name or contain is executed."""
 
 import json
 import pickle
@@ -52,11 +52,11 @@ def honest(config: dict[str, Any], tiny: Data, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def run(honest: Path, tiny: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to be made hostile, from within which the commands are given."""
+    """A copy of `honest` that tests make hostile; also the working directory of the commands."""
     monkeypatch.setattr(job, "load_data", lambda config: tiny)
     shutil.copytree(honest, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
-    # what a module of the directory itself would need to be found
+    # makes modules in the run directory importable
     monkeypatch.syspath_prepend(tmp_path / "run")
     (tmp_path / "run" / "evil.py").write_text(
         "from pathlib import Path\n"
@@ -67,7 +67,7 @@ def run(honest: Path, tiny: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def refused(run: Path, capsys: pytest.CaptureFixture[str], command: str) -> str:
-    """Give a command, check that it refuses in one line and runs nothing; the line."""
+    """Run a command; check that it fails with one line and executes nothing; returns the line."""
     before = set(run.rglob("*"))
     capsys.readouterr()
     code = COMMANDS[command](run)
@@ -76,13 +76,13 @@ def refused(run: Path, capsys: pytest.CaptureFixture[str], command: str) -> str:
     assert output.err.count("\n") == 1, output.err
     assert output.out == ""
     assert not (run / "executed").exists()
-    # a resumed run owns its directory when it finds out, and says there why it ended
+    # resume has locked the run when it detects the problem, and records the error in it
     assert set(run.rglob("*")) - before <= {run / "error.txt"}
     return output.err
 
 
 def with_node(config: dict[str, Any], key: str, value: object) -> dict[str, Any]:
-    """A copy of a config with a value, at a dotted key, changed."""
+    """A copy of a config with the value of a dotted key replaced."""
     changed: dict[str, Any] = json.loads(json.dumps(config))
     node = changed
     *path, last = key.split(".")
@@ -191,15 +191,15 @@ def test_a_hostile_config_is_refused_in_one_line(
 ) -> None:
     hostile = with_node(config, *HOSTILE[name])
     (run / "config.yaml").write_text(yaml.safe_dump(hostile))
-    told = refused(run, capsys, command)
-    assert "reference" in told or "reference" not in name
+    message = refused(run, capsys, command)
+    assert "reference" in message or "reference" not in name
     assert "evil" not in sys.modules
     with pytest.raises(UsageError):
         load_run(run)
     assert not (run / "executed").exists()
 
 
-# Each adds to the model's arguments, in the words of YAML.
+# Each adds to the model's arguments, written as YAML.
 HOSTILE_YAML = {
     "aliases that grow": "extra: [&a [x, x], &b [*a, *a], &c [*b, *b]]",
     "a merge of an alias": "extra: {a: &a {x: 1}, b: {<<: *a}}",
@@ -225,10 +225,10 @@ def test_hostile_yaml_is_refused_in_one_line(
     (run / "config.yaml").write_text(
         text.replace("\nmodel:\n", f"\nmodel:\n  {HOSTILE_YAML[name]}\n")
     )
-    told = refused(run, capsys, command)
+    message = refused(run, capsys, command)
     for word in ("alias", "reference"):
-        # not for another reason, further on
-        assert word in told or word not in name
+        # refused for this reason, not for a later one
+        assert word in message or word not in name
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_the_pickles_of_hydras_callbacks_are_not_read(command: str, run: Path) -
     assert not (run / "executed").exists()
 
 
-# Each a shell script that makes the repository run `touch executed` where git lets it.
+# Shell scripts that configure the repository to run `touch executed` if git allows it.
 REPOSITORIES = {
     "a monitor": "git config core.fsmonitor 'touch executed; false'",
     "an external diff": "git config diff.external 'touch executed; false'",
@@ -360,7 +360,7 @@ def test_experimental_rerun_is_refused(capsys: pytest.CaptureFixture[str], run: 
     assert not (run / "executed").exists()
 
 
-# Honest directories are not refused.
+# Harmless directories are accepted.
 
 
 def test_every_shipped_option_may_be_built_from_a_saved_run(compose: Compose) -> None:

@@ -16,7 +16,7 @@ __all__ = ["SavedRun", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
-    # at the first use, so that `python -m experiments --help` need not wait for them
+    # imported at first use, so that `python -m experiments --help` need not wait for them
     if name in __all__:
         from experiments import saved
 
@@ -25,15 +25,15 @@ def __getattr__(name: str) -> Any:
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Imports a module that has moved under its old name, which people's code and saved configs
-    still use; both names give the same module object.
+    """Imports moved modules under their old names, which users' code and saved configs still use;
+    both names give the same module object.
     """
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
         return ModuleSpec(fullname, self) if fullname in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        # the import system returns what stands here after a module was executed
+        # the import system returns the entry of sys.modules after executing a module
         sys.modules[module.__name__] = importlib.import_module(MOVED[module.__name__])
 
 

@@ -1,7 +1,6 @@
-"""Many run directories as one table and one picture: `python -m experiments.compare DIR...`.
+"""Compare run directories in a table and a plot: `python -m experiments.compare DIR...`.
 
-Two runs are laid side by side instead: where their configs differ, beside where their numbers do.
-Imports no torch.
+Of exactly two runs it prints the differences side by side. Imports no torch.
 """
 
 import argparse
@@ -20,17 +19,17 @@ def main() -> None:
     """Parse the command line and compare."""
     parser = argparse.ArgumentParser("python -m experiments.compare", description=__doc__)
     parser.add_argument("directories", type=Path, nargs="+", metavar="DIR",
-                        help="runs, or directories with runs below them")  # fmt: skip
+                        help="runs, or directories that contain runs")  # fmt: skip
     parser.add_argument("--into", type=Path, metavar="DIR",
-                        help="where the results go; the one DIR if it is one")  # fmt: skip
-    parser.add_argument("--export", type=Path, metavar="FILE", help="all of it as JSON")
+                        help="where the results go; default: DIR, if it is one")  # fmt: skip
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write all rows as JSON")
     parser.error = partial(exit_with_usage_error, "experiments.compare")  # type: ignore[method-assign]
     args = parser.parse_args()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is no mistake
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is not an error
     try:
         rows = collect(args.directories)
         if not rows:
-            raise UsageError(f"{args.directories[0]}: there is no run in it")
+            raise UsageError(f"{args.directories[0]}: contains no run")
         if args.export:
             write(args.export, json.dumps([as_json(row) for row in rows], indent=2).encode())
         runs_given = [read(path) for path in args.directories if (path / "run.json").exists()]

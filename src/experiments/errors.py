@@ -1,23 +1,24 @@
-"""The exceptions that mean something to the person who runs an experiment."""
+"""The exceptions shown to the user; any other one is a bug and keeps its traceback.
+
+UsageError    invalid key, value, file or directory: one line, exit code 2
+Diverged      a logged loss is infinite or NaN: the run ends, exit code 1
+Interrupted   stopped at a checkpoint by a signal: exit code 128 + its number
+"""
 
 import sys
 from typing import NoReturn
 
 
 class UsageError(Exception):
-    """A mistake of the person's, told in one line: the key, its value and the remedy.
-
-    The entrypoint prints the line and leaves with exit code 2; an exception that is none of
-    these is a mistake of ours and keeps its traceback.
-    """
+    """A mistake of the user's, whose one-line message names the key, its value and the remedy."""
 
 
 class Diverged(Exception):
-    """The loss is no longer a finite number."""
+    """The loss is no longer finite."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop by a signal, whose number it holds, and did so at a checkpoint."""
+    """The run was stopped by a signal, after it had written a checkpoint."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
@@ -25,6 +26,6 @@ class Interrupted(Exception):
 
 
 def exit_with_usage_error(program: str, line: str) -> NoReturn:
-    """Print in one line what is wrong with a command, and exit with code 2."""
+    """Print a usage error in one line and exit with code 2."""
     print(f"{program}: {line}", file=sys.stderr)
     sys.exit(2)

@@ -1,20 +1,25 @@
 """Evaluate a checkpoint of a run on a split: `python -m experiments.evaluate DIR`.
 
-Prints the loss, the accuracy and figures for each class; leaves them with the confusion matrix,
-as a picture and for TensorBoard, in the run directory.
+Prints loss, accuracy and per-class metrics, and writes them with the confusion matrix, also as an
+image for TensorBoard, to the run directory.
 """
 
 import argparse
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from experiments.directory import durable
 from experiments.directory.paths import display_path
 from experiments.directory.record import read_record
 from experiments.errors import UsageError, exit_with_usage_error
-from experiments.results.confusion import class_figures, confusion_picture
+from experiments.results.confusion import class_metrics, confusion_picture
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from experiments.data.loaders import Loader
 
 
 def main() -> None:
@@ -24,7 +29,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
     parser.add_argument("--split", choices=("train", "valid", "test"), default="valid")
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE",
-                        help="a module that the saved config may name")  # fmt: skip
+                        help="a module that the saved config may use")  # fmt: skip
     parser.error = partial(exit_with_usage_error, "experiments.evaluate")  # type: ignore[method-assign]
     args = parser.parse_args()
     try:
@@ -35,19 +40,16 @@ def main() -> None:
 
 
 def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> dict[str, Any]:
-    """Loss, accuracy, confusion matrix and per-class figures of a saved run's checkpoint.
+    """Loss, accuracy, confusion matrix and per-class metrics of a saved run's checkpoint.
 
-    Writes `evaluation-CHECKPOINT-SPLIT.json`, the same as `.png`, and for TensorBoard the
-    picture of a finished run, into the run directory. Raises UsageError where the run cannot be
-    read.
+    Writes `evaluation-CHECKPOINT-SPLIT.json`, `.png` and, for a finished run, a TensorBoard image
+    to the run directory. Raises UsageError if the run cannot be read.
     """
     from experiments.saved import load_run
 
     saved = load_run(path, "best" if checkpoint == "best" else "last", trust)
 
-    import torch
-
-    from experiments.data.loaders import Loader, evaluation_options
+    from experiments.data.loaders import evaluation_options
     from experiments.directory.tracking import log_image
     from experiments.job import load_data
     from experiments.training.build import build
@@ -55,47 +57,54 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
 
     rows = getattr(load_data(saved.config), split)
     options = evaluation_options(rows, saved.config["loader"]["batch_size"])
-    loader = cast(Loader, build(saved.config, "loader", rows, **options))
+    loader = cast("Loader", build(saved.config, "loader", rows, **options))
     loss, accuracy = evaluate(saved.model, build(saved.config, "loss"), loader)
-    with torch.no_grad():
-        predicted = torch.cat([saved.model(xb).argmax(1) for xb, _ in loader.batches()])
-    targets = torch.cat([yb for _, yb in loader.batches()])
-    classes = int(max(predicted.max(), targets.max())) + 1
-    pairs = torch.bincount(targets * classes + predicted, minlength=classes**2)
-    matrix = pairs.view(classes, classes)
+    matrix = confusion_matrix(saved.model, loader)
     report = {
         "checkpoint": checkpoint,
         "step": saved.step,
         "split": split,
-        "rows": len(targets),
+        "rows": sum(map(sum, matrix)),
         "loss": loss,
         "accuracy": accuracy,
-        "classes": class_figures(matrix.tolist()),
-        "confusion": matrix.tolist(),
+        "classes": class_metrics(matrix),
+        "confusion": matrix,
     }
     data_file = path / f"evaluation-{checkpoint}-{split}.json"
     picture_file = data_file.with_suffix(".png")
     picture = confusion_picture(report)
-    shown_already = picture_file.exists() and picture_file.read_bytes() == picture
+    unchanged = picture_file.exists() and picture_file.read_bytes() == picture
     durable.write(data_file, json.dumps(report, indent=2).encode() + b"\n")
     durable.write(picture_file, picture)
-    # TensorBoard follows the newest file: a second one would hide what a live run still writes
-    if not shown_already and read_record(path)["state"] == "finished":
+    # TensorBoard follows the newest events file: a new one would hide a live run's later events
+    if not unchanged and read_record(path)["state"] == "finished":
         log_image(path, f"confusion/{split}_{checkpoint}", saved.step, picture)
     return {**report, "files": [display_path(data_file), display_path(picture_file)]}
 
 
+def confusion_matrix(model: "nn.Module", loader: "Loader") -> list[list[int]]:
+    """(classes, classes) counts of a model's predictions: rows are targets, columns predictions."""
+    import torch
+
+    with torch.no_grad():
+        predicted = torch.cat([model(xb).argmax(1) for xb, _ in loader.batches()])
+    targets = torch.cat([yb for _, yb in loader.batches()])
+    classes = int(max(predicted.max(), targets.max())) + 1
+    pairs = torch.bincount(targets * classes + predicted, minlength=classes**2)
+    return cast(list[list[int]], pairs.view(classes, classes).tolist())
+
+
 def as_text(report: dict[str, Any]) -> str:
-    """The report as lines for a terminal."""
+    """The report as text for the terminal."""
     lines = [
         f"{report['checkpoint']} checkpoint (step {report['step']}), {report['split']} split: "
         f"loss {report['loss']:.4f}, accuracy {report['accuracy']:.4f}, {report['rows']} rows",
         "class   rows  precision  recall      f1",
     ]
     lines += [
-        f"{figures['class']:5} {figures['rows']:6}     {figures['precision']:.4f}  "
-        f"{figures['recall']:.4f}  {figures['f1']:.4f}"
-        for figures in report["classes"]
+        f"{metrics['class']:5} {metrics['rows']:6}     {metrics['precision']:.4f}  "
+        f"{metrics['recall']:.4f}  {metrics['f1']:.4f}"
+        for metrics in report["classes"]
     ]
     return "\n".join([*lines, *report["files"]])
 

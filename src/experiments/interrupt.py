@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish that the loop reads between two steps; output that nobody reads."""
+"""Deferred handling of SIGINT and SIGTERM between training steps, and of a closed stdout."""
 
 import os
 import select
@@ -10,20 +10,20 @@ from experiments.errors import Interrupted
 
 
 class Interrupt:
-    """While it is entered, the first SIGINT or SIGTERM only sets `number`; a second one acts.
+    """A context in which the first SIGINT or SIGTERM only sets `number`; a second one takes effect.
 
-    Raises Interrupted where what is printed has no reader any more.
+    Raises Interrupted if standard output is a pipe that was closed by its reader.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._before = {
+        self._previous_handlers = {
             number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
         }
 
     def __enter__(self) -> Self:
-        for number in self._before:
-            signal.signal(number, self._note)
+        for number in self._previous_handlers:
+            signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -32,23 +32,23 @@ class Interrupt:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        if isinstance(error, BrokenPipeError) and reader_left():
+        if isinstance(error, BrokenPipeError) and stdout_closed():
             raise Interrupted(signal.SIGPIPE) from None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self.__exit__(None, None, None)
 
 
-def reader_left() -> bool:
-    """Whether standard output is a pipe that nobody reads, as after `| head`; then nothing more
-    is written there.
+def stdout_closed() -> bool:
+    """Whether standard output is a pipe that its reader has closed, as in `| head`; if so,
+    redirects it to /dev/null.
     """
     output = select.poll()
     output.register(1, 0)
-    left = any(event & select.POLLERR for _, event in output.poll(0))
-    if left:
+    closed = any(event & select.POLLERR for _, event in output.poll(0))
+    if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return left
+    return closed

@@ -1,4 +1,4 @@
-"""One run, from a checked config to a finished directory."""
+"""Executes one run: from a validated config to a finished run directory."""
 
 import contextlib
 import functools
@@ -32,22 +32,22 @@ from experiments.training.build import build
 if TYPE_CHECKING:
     from experiments.training.progress import Progress
 
-    # given the number of epochs and of batches in each
+    # arguments: number of epochs, number of batches per epoch
     ProgressMaker = Callable[[int, int], Progress]
 
 
 def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
-    """Claim a directory and run the job there as Hydra's own main would.
+    """Claim a directory and run the job in it, with the callbacks and files of Hydra's own main.
 
-    composed: with Hydra's own node; config: without it, resolved and checked.
+    composed: the config with its `hydra` node. config: without it, resolved and validated.
     """
-    named = any(o.startswith("hydra.run.dir=") for o in composed.hydra.overrides.hydra)
-    wanted = Path(composed.hydra.run.dir)
-    missing = [folder for folder in wanted.parents if not folder.exists()]
-    directory = claim(wanted, exact=named)
+    chosen_by_user = any(o.startswith("hydra.run.dir=") for o in composed.hydra.overrides.hydra)
+    requested = Path(composed.hydra.run.dir)
+    missing = [folder for folder in requested.parents if not folder.exists()]
+    directory = claim(requested, exact=chosen_by_user)
     try:
         load_data(config)
-    except BaseException:  # Ctrl-C, too, leaves nothing empty behind
+    except BaseException:  # also after Ctrl-C: remove the empty directories
         with contextlib.suppress(OSError):
             for folder in (directory, *missing):
                 folder.rmdir()
@@ -60,12 +60,12 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
     context.callbacks.on_run_end(config=composed, config_name="config", job_return=result)
     error = result._return_value
     if isinstance(error, UsageError | Diverged):
-        raise error  # return_value would first print a line of its own
+        raise error  # result.return_value would print an additional line
     _ = result.return_value
 
 
 def load_data(config: dict[str, Any]) -> Data:
-    """The data set that a config names; the last one is kept, for the next run in this process."""
+    """The data set of a config; the last one is cached for the next run in this process."""
     return _load_data(json.dumps(config["data"]))
 
 
@@ -75,36 +75,39 @@ def _load_data(node: str) -> Data:
 
 
 def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
-    """One run, from a composed config to a finished directory; returns the monitored number.
+    """Execute a run from its composed config; returns the best value of `trainer.monitor`.
 
-    A job of a sweep whose directory holds the same run already goes on with it, or returns what
-    it reached. The directory tells how it ended, whatever is raised: UsageError, Diverged,
-    SystemExit after a signal, or our own mistake.
+    If a sweep's job finds the same run in its directory, it resumes it, or returns its result if
+    it has ended. Raises UsageError, Diverged, SystemExit after a signal, or any other exception;
+    run.json records each.
     """
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
     resolved = validate(config)
     if not OmegaConf.is_missing(settings.job, "num") and (path / "run.json").exists():
         if (path / "config.yaml").read_bytes() != record.config_text(resolved):
-            raise UsageError(f"{path}: holds a run of another config; name another hydra.sweep.dir")
+            raise UsageError(
+                f"{path}: holds a run with another config; use another hydra.sweep.dir"
+            )
         saved = record.read_record(path)
         if saved["state"] == "finished":
             return float(saved["metrics"]["best"][resolved["trainer"]["monitor"]])
         if saved["state"] == "diverged":
             raise Diverged(saved["error"])
-        owned = record.reopen(path)
+        run_directory = record.reopen(path)
     else:
         overrides = [str(override) for override in settings.overrides.task]
-        owned = record.start(path, resolved, overrides)
-    best = execute(owned, resolved, progress=progress)
-    print(summary(owned))
+        run_directory = record.start(path, resolved, overrides)
+    best = execute(run_directory, resolved, progress=progress)
+    print(summary(run_directory))
     return best
 
 
 def run_in_sweep(config: DictConfig) -> float:
-    """A run whose failure does not stop the others: it is in the run's directory, and told here.
+    """Execute a run, printing the traceback of a failure, so that the sweep continues.
 
-    Returns the monitored number, NaN for a failed run, the worst there is for a diverged one.
+    Returns the best value of `trainer.monitor`, NaN for a failed run, plus or minus infinity,
+    whichever is worse, for a diverged one.
     """
     try:
         return run(config)
@@ -116,69 +119,76 @@ def run_in_sweep(config: DictConfig) -> float:
 
 
 def resume(path: Path, trust: Sequence[str]) -> None:
-    """Go on with the run in a directory where its newest checkpoint stands.
+    """Resume the run in a directory from its newest checkpoint.
 
-    Raises UsageError where there is none to go on with, or where its config names what is
-    neither ours, torch's nor in the modules of `trust`.
+    Raises UsageError if there is no run to resume, or if its config has a `_target_` outside
+    experiments, torch and the modules of `trust`.
     """
     from experiments.directory.saved_config import read_config
     from experiments.directory.trust import check_objects
 
     config = read_config(path, trust)
     if record.read_record(path)["state"] == "finished":
-        print(f"{display_path(path)}: finished already")
+        print(f"{display_path(path)}: already finished")
         return
     check_objects(config, trust)
-    owned = record.reopen(path)
-    execute(owned, config)
-    print(summary(owned))
+    run_directory = record.reopen(path)
+    execute(run_directory, config)
+    print(summary(run_directory))
 
 
 def execute(
-    owned: record.Run,
+    run_directory: record.Run,
     config: dict[str, Any],
     *,
     epochs: int | None = None,
     progress: "ProgressMaker | None" = None,
 ) -> float:
-    """Fit in an owned run directory, fresh or from its checkpoint, and record how that ended.
+    """Train in a locked run directory, from its checkpoint if it has one, and record the outcome.
 
-    epochs: end after so many of the config's.
-    progress: makes what shows how far the run is; None is what suits standard output.
+    epochs: stop after this many epochs, if fewer than the config's.
+    progress: makes the progress reporter; None selects one that suits standard output.
     """
-    # freeze what start-up made out of collection; see __main__
+    # exempt the objects from start-up from garbage collection; see __main__
     gc.freeze()
     gc.enable()
     try:
         with Interrupt() as interrupt:
             data = load_data(config)
-            # imported here, so that whatever is wrong before it is reported at once
+            # imported here, so that earlier errors are reported without waiting for it
             from experiments.train import train
             from experiments.training.progress import make_progress
 
             best = train(
-                config, data, owned, lambda: interrupt.number, epochs, progress or make_progress
+                config,
+                data,
+                run_directory,
+                lambda: interrupt.number,
+                epochs,
+                progress or make_progress,
             )
-    except (Interrupted, KeyboardInterrupt) as asked:
-        owned.end("interrupted")
-        path = shlex.quote(display_path(owned.path))
-        print(f"interrupted; go on with: python -m experiments resume={path}", file=sys.stderr)
-        number = asked.signal_number if isinstance(asked, Interrupted) else signal.SIGINT
+    except (Interrupted, KeyboardInterrupt) as interruption:
+        run_directory.end("interrupted")
+        path = shlex.quote(display_path(run_directory.path))
+        print(f"interrupted; resume with: python -m experiments resume={path}", file=sys.stderr)
+        number: int = signal.SIGINT
+        if isinstance(interruption, Interrupted):
+            number = interruption.signal_number
         sys.exit(128 + number)
     except (UsageError, Diverged) as error:
-        owned.end("diverged" if isinstance(error, Diverged) else "failed", error=str(error))
+        run_directory.end("diverged" if isinstance(error, Diverged) else "failed", error=str(error))
         raise
     except BaseException:
-        owned.end("failed", error=traceback.format_exc())
+        run_directory.end("failed", error=traceback.format_exc())
         raise
-    owned.end("finished")
+    run_directory.end("finished")
     return best
 
 
-def summary(owned: record.Run) -> str:
-    """The last lines of a run: what it reached, where it lies and how to look at it."""
-    best, test = owned.record["metrics"]["best"], owned.record["metrics"]["test"]
-    path = shlex.quote(display_path(owned.path))
+def summary(run_directory: record.Run) -> str:
+    """The last lines of a run's output: its results, its directory and how to view it."""
+    best, test = run_directory.record["metrics"]["best"], run_directory.record["metrics"]["test"]
+    path = shlex.quote(display_path(run_directory.path))
     return (
         f"best  loss/valid {best['loss/valid']:.4f}, accuracy/valid {best['accuracy/valid']:.4f} "
         f"(epoch {best['epoch']})\n"

@@ -1,6 +1,6 @@
-"""Run again from a run directory, and compare every number: `python -m experiments.reproduce DIR`.
+"""Repeat a saved run and compare every number: `python -m experiments.reproduce DIR`.
 
-Exit code 0 only when the numbers and the weights are identical, or within `--rtol` if asked.
+The exit code is 0 only if numbers and weights are identical, or equal within `--rtol`.
 """
 
 import argparse
@@ -21,12 +21,12 @@ from experiments.directory.saved_config import read_config
 from experiments.directory.trust import check_objects
 from experiments.errors import Diverged, UsageError, exit_with_usage_error
 
-# Differs between any two runs, since it is a measurement of the machine.
+# A measurement of the machine, which differs between any two runs.
 UNCOMPARED = "throughput"
 
 
 class Difference(NamedTuple):
-    """The first number in which two runs differ; None for one that is not there."""
+    """The first number in which two runs differ; None for a missing one."""
 
     step: int
     tag: str
@@ -44,14 +44,14 @@ class Difference(NamedTuple):
 
 
 def main() -> None:
-    """Parse the command line, reproduce, and leave with 0 only for identical."""
+    """Parse the command line, reproduce, and exit with 0 if the runs are equal, else with 1."""
     parser = argparse.ArgumentParser("python -m experiments.reproduce", description=__doc__)
     parser.add_argument("run", type=Path, help="the directory of a run")
-    parser.add_argument("--epochs", type=int, help="reproduce and compare only so many epochs")
-    parser.add_argument("--rtol", type=float, default=0.0, help="relative difference that passes")
-    parser.add_argument("--into", type=Path, help="the directory for the new run")
+    parser.add_argument("--epochs", type=int, help="number of epochs to reproduce")
+    parser.add_argument("--rtol", type=float, default=0.0, help="relative tolerance")
+    parser.add_argument("--into", type=Path, help="directory of the new run")
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE",
-                        help="a module that the saved config may name")  # fmt: skip
+                        help="a module that the saved config may use")  # fmt: skip
     parser.error = partial(exit_with_usage_error, "experiments.reproduce")  # type: ignore[method-assign]
     args = parser.parse_args()
     try:
@@ -68,10 +68,10 @@ def main() -> None:
 def reproduce(
     original: Path, into: Path | None, epochs: int | None, rtol: float, trust: list[str]
 ) -> bool:
-    """Run an original's config again in a directory of its own, print how the two compare, and
-    return whether they are identical, or equal within `rtol`.
+    """Repeat a run in a new directory and print a comparison; returns whether they are equal.
 
-    Raises UsageError where the directory holds no run that may be built.
+    rtol: relative tolerance; 0 requires identical bits.
+    Raises UsageError if the directory holds no run, or one that must not be built.
     """
     config = read_config(original, trust)
     record = read_record(original)
@@ -85,15 +85,15 @@ def reproduce(
     check_objects(config, trust)
     stamp = datetime.now().strftime("%Y-%m-%d/%H-%M-%S-reproduction")
     path = claim(into or Path("outputs") / stamp, exact=into is not None)
-    owned = start(path, config, record["overrides"])
+    reproduction = start(path, config, record["overrides"])
     try:
-        job.execute(owned, config, epochs=epochs)
+        job.execute(reproduction, config, epochs=epochs)
     except Diverged as error:
         print(f"diverged: {error}")
 
-    whole = record["state"] == "finished"
-    difference = first_difference(lines, read_metrics(path), epochs, rtol, whole=whole)
-    weights = weights_difference(original, path, record, owned.record, epochs, rtol)
+    complete = record["state"] == "finished"
+    difference = first_difference(lines, read_metrics(path), epochs, rtol, complete=complete)
+    weights = weights_difference(original, path, record, reproduction.record, epochs, rtol)
     same = difference is None and weights is None
     print(f"\noriginal      {display_path(original)} ({record['state']})")
     print(f"reproduction  {display_path(path)}")
@@ -102,10 +102,10 @@ def reproduce(
             print(f"differs at    {text}")
     compared = [line for line in lines if is_compared(line, epochs)]
     steps = compared[-1]["step"] if compared else 0
-    for note in notes(original, record, owned.record):
+    for note in notes(original, record, reproduction.record):
         print(f"note          {note}")
     if not compared:
-        print("nothing to compare: the original logged no number")
+        print("nothing to compare: the original logged no numbers")
         return False
     if same:
         verdict = "identical" if rtol == 0 else f"equal within {rtol:g}"
@@ -115,7 +115,7 @@ def reproduce(
 
 
 def is_compared(line: dict[str, float], epochs: int | None) -> bool:
-    """Whether a line of metrics.jsonl is compared: of the first epochs, and no measurement."""
+    """Whether a line of metrics.jsonl is compared: in the first epochs, and not a measurement."""
     if UNCOMPARED in line:
         return False
     return epochs is None or (line["epoch"] <= epochs and "loss/test" not in line)
@@ -127,15 +127,15 @@ def first_difference(
     epochs: int | None,
     rtol: float,
     *,
-    whole: bool,
+    complete: bool,
 ) -> Difference | None:
-    """The first number that one has and the other has not, or has otherwise.
+    """The first number that differs or that only one of the two runs has.
 
-    An original that was cut short is compared as far as it went, a `whole` one to the end.
+    complete: compare to the end; an unfinished original is compared only as far as it went.
     """
     before = [line for line in before if is_compared(line, epochs)]
     after = [line for line in after if is_compared(line, epochs)]
-    for number in range(len(after) if whole and len(after) > len(before) else len(before)):
+    for number in range(len(after) if complete and len(after) > len(before) else len(before)):
         line = before[number] if number < len(before) else {"step": after[number]["step"]}
         other = after[number] if number < len(after) else {}
         for tag, value in line.items():
@@ -149,14 +149,14 @@ def first_difference(
 
 
 def equal(before: float, after: float, rtol: float) -> bool:
-    """Whether two numbers are the same, or no further apart than `rtol` times the larger."""
+    """Whether two numbers are equal, both NaN, or within `rtol` times the larger."""
     if before == after or (math.isnan(before) and math.isnan(after)):
         return True
     return rtol > 0 and math.isclose(before, after, rel_tol=rtol)
 
 
 def weights_compared(record: dict[str, Any], epochs: int | None) -> bool:
-    """Whether the original has final weights for these epochs."""
+    """Whether the original has final weights that correspond to these epochs."""
     return epochs is None and "final" in record.get("weights", {})
 
 
@@ -168,7 +168,7 @@ def weights_difference(
     epochs: int | None,
     rtol: float,
 ) -> str | None:
-    """How the final weights differ, in words; None where they are the same or not compared."""
+    """A message on how the final weights differ; None if they are equal or not compared."""
     if not weights_compared(before, epochs):
         return None
     if before["weights"]["final"] == after.get("weights", {}).get("final"):
@@ -182,23 +182,23 @@ def weights_difference(
     for key, weight in contents[0]["model"].items():
         distance = (weight - contents[1]["model"][key]).abs()
         relative = float((distance / weight.abs().clamp_min(1e-30)).max())
-        # near zero a relative distance says nothing: there the layer's largest weight is the scale
+        # relative differences are meaningless near zero: scale by the layer's largest weight there
         if rtol and bool((distance <= rtol * weight.abs().max()).all()):
             continue
         if relative > worst:
             worst, name = relative, key
     if name:
         return f"the final weights: {name} by up to {worst:.3g} relative"
-    return None if rtol else "the final weights: run.json does not name those of its checkpoint"
+    return None if rtol else "the final weights: run.json and the checkpoint do not match"
 
 
 def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What differs around the two runs, each in words, and what in the original was changed."""
-    found = []
+    """Differences in the environments of the two runs, and later changes to the original."""
+    messages = []
     if sha256((original / "config.yaml").read_bytes()).hexdigest() != before["config_sha256"]:
-        found.append("config.yaml was changed since the run began")
+        messages.append("config.yaml was changed since the run began")
     was, now = environment_of(before), environment_of(after)
-    found += [
+    messages += [
         f"{name}: {was.get(name)} before, {now[name]} now"
         for name in now
         if was.get(name) != now[name]
@@ -209,12 +209,12 @@ def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list
 
         content = Checkpoints(original / "checkpoints").load()
         if content is None or fingerprint(content["model"]) != before["weights"]["final"]:
-            found.append("checkpoints: the last one has not the weights that the run ended with")
-    return found
+            messages.append("checkpoints: the last one does not hold the run's final weights")
+    return messages
 
 
 def environment_of(record: dict[str, Any]) -> dict[str, Any]:
-    """What a run's bits may depend on besides its config, by name, out of its run.json."""
+    """What a run's results may depend on besides its config, from its run.json."""
     return {
         "seed": record["seed"],
         "python": record["python"],
@@ -223,7 +223,7 @@ def environment_of(record: dict[str, Any]) -> dict[str, Any]:
         **record.get("environment", {}),
         "git commit": record["git"]["commit"],
         "git diff": record["git"]["diff"],
-        **{f"data {split}": print_ for split, print_ in record.get("data", {}).items()},
+        **{f"data {split}": digest for split, digest in record.get("data", {}).items()},
         "initial weights": record.get("weights", {}).get("initial"),
     }
 

@@ -1,6 +1,6 @@
-"""A run directory read back: its config, its record, its metrics, its model.
+"""Loads a saved run: config, record, metrics and model.
 
-Nothing in the directory is executed, so it may come from anywhere (see directory/trust.py).
+Nothing in the directory is executed, so it may be untrusted (see directory/trust.py).
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """A run as it lies in its directory.
+    """A run loaded from its directory.
 
     config: resolved, as nested dicts
     record: run.json
-    metrics: a row for each step at which something was logged, `pandas.DataFrame(run.metrics)`
+    metrics: one row per logged step, for `pandas.DataFrame(run.metrics)`
     model: the checkpoint's weights, on the CPU, in evaluation mode
-    step: optimizer steps done at that checkpoint
+    step: number of optimizer steps at that checkpoint
     """
 
     path: Path
@@ -42,11 +42,11 @@ def load_run(
     checkpoint: Literal["best", "last"] = "best",
     trust: Sequence[str] = (),
 ) -> SavedRun:
-    """Read a run directory, and its model ready to predict: `load_run(path).model(x)`.
+    """Load a run directory, with its model ready for inference: `load_run(path).model(x)`.
 
-    trust: modules, besides experiments, torch.nn and torch.optim, that its config may name.
+    trust: modules that its config may use besides experiments, torch.nn and torch.optim.
 
-    Raises UsageError where the directory holds no run, no checkpoint, or names anything else.
+    Raises UsageError if the directory holds no run or no checkpoint, or uses another module.
     """
     path = Path(path)
     config = read_config(path, trust)
@@ -57,7 +57,7 @@ def load_run(
     checkpoints = Checkpoints(path / "checkpoints")
     content = checkpoints.load(checkpoint) or checkpoints.load("last")
     if content is None:
-        raise UsageError(f"{path}: has no checkpoint yet; resume={path} goes on with it")
+        raise UsageError(f"{path}: has no checkpoint yet; resume={path} continues the run")
     model = build_model(config)
     with restoring(path):
         model.load_state_dict(content["model"])

@@ -1,6 +1,6 @@
-"""From a config to a fitted model in a run directory: build the parts, fit, test.
+"""Trains a model from a config in a run directory: build the parts, restore, fit, test.
 
-Whatever starts a run, the command, a resume or a sweep's worker, it is this.
+Every run goes through `train`: from the command line, resumed, or in a sweep's worker.
 """
 
 import platform
@@ -44,12 +44,12 @@ def train(
     epochs: int | None = None,
     progress: Callable[[int, int], Progress] = make_progress,
 ) -> float:
-    """Fit what a resolved config describes and leave everything in the run's directory.
+    """Train the model of a resolved config and write all results to the run directory.
 
-    Continues from the run's newest checkpoint where there is one. With `epochs` it ends after so
-    many of the config's, without evaluating the test split. `progress` is given the number of
-    epochs and of batches in each. Returns the best value of `trainer.monitor`. Raises UsageError
-    where the parts do not fit together, Diverged and Interrupted as `fit` does.
+    Continues from the run's newest checkpoint if there is one. With `epochs` it stops after that
+    many epochs and skips the test split. `progress` is called with the number of epochs and of
+    batches per epoch. Returns the best value of `trainer.monitor`. Raises UsageError if the parts
+    do not fit together, Diverged and Interrupted as `fit` does.
     """
     trainer, seed = config["trainer"], config["seed"]
     device = prepare_torch(trainer)
@@ -61,8 +61,8 @@ def train(
     steps, compiled = make_steps(parts, trainer)
     record_environment(run, parts, data, torch_environment(device, trainer) | compiled)
     tracker = start_tracking(run, config) if saved is None else continue_tracking(run, saved)
-    shown = progress(trainer["epochs"], len(parts.train_loader))
-    # last of all: building the parts may have drawn from the generators
+    reporter = progress(trainer["epochs"], len(parts.train_loader))
+    # must come last: building the parts may have drawn from the generators
     if saved is None:
         seed_global(seed, "fit")
     else:
@@ -73,14 +73,14 @@ def train(
         checkpoints.save(state.step, state.epoch, content, best=best)
 
     options = FitOptions(epochs or trainer["epochs"], trainer["log_every"], trainer["monitor"])
-    callbacks = Callbacks(tracker.log, save, shown, checkpoints.due, stop_signal)
+    callbacks = Callbacks(tracker.log, save, reporter, checkpoints.due, stop_signal)
     try:
         fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
     except Diverged:
         tracker.hparams_end(success=False)
         raise
     finally:
-        shown.close()
+        reporter.close()
         run.update(metrics={"best": state.best, "last": state.last})
     if epochs is None:
         test(parts, state, run, tracker)
@@ -91,7 +91,7 @@ def train(
 
 
 def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
-    """Put the parts into the state of a checkpoint. Raises UsageError where it does not fit."""
+    """Load a checkpoint into the parts. Raises UsageError if it does not fit."""
     with restoring(run.path):
         if saved["parameters"] != parts.parameter_names:
             raise ValueError("the order of the model's parameters has changed")
@@ -115,11 +115,11 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
 
 
 def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, str]]:
-    """What takes the optimizer steps, and the key of the compiled package where there is one."""
+    """The eager or compiled steps, and the key of the compiled package if there is one."""
     if not trainer["compile"]:
         return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.scheduler,
                           parts.train_loader, trainer["accumulate"]), {}  # fmt: skip
-    from experiments.compiled.steps import CompiledSteps  # importing it takes a second
+    from experiments.compiled.steps import CompiledSteps  # takes a second to import
 
     compiled = CompiledSteps(
         parts.model,
@@ -134,7 +134,7 @@ def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, 
 
 
 def start_tracking(run: Run, config: dict[str, Any]) -> Tracker:
-    """The files of a fresh run, with its config and its row in TensorBoard's HParams tab."""
+    """Open the log files of a new run; log its config and its row in TensorBoard's HParams tab."""
     tracker = Tracker(run.path)
     tracker.text("config", f"```yaml\n{config_text(config).decode()}```")
     tracker.hparams(overridden(config, run.record["overrides"]))
@@ -142,12 +142,12 @@ def start_tracking(run: Run, config: dict[str, Any]) -> Tracker:
 
 
 def continue_tracking(run: Run, saved: dict[str, Any]) -> Tracker:
-    """The files of a resumed run, as they were at its checkpoint."""
+    """Open the log files of a resumed run, truncated to its checkpoint."""
     return Tracker(run.path, saved["state"]["step"], saved["positions"])
 
 
 def test(parts: Parts, state: State, run: Run, tracker: Tracker) -> None:
-    """Evaluate the last weights on the test split."""
+    """Evaluate the last weights on the test split and log the results."""
     loss, accuracy = evaluate(parts.model, parts.loss_func, parts.test_loader)
     metrics = {"loss/test": loss, "accuracy/test": accuracy}
     tracker.log(state.step, state.epoch, metrics)
@@ -156,9 +156,9 @@ def test(parts: Parts, state: State, run: Run, tracker: Tracker) -> None:
 
 
 def record_environment(run: Run, parts: Parts, data: Data, environment: dict[str, Any]) -> None:
-    """Write to run.json what the bits depend on; for a resumed run, compare it with what is there.
+    """Record what the results depend on in run.json; if the run is resumed, compare instead.
 
-    Raises UsageError where the data is not what the run began with; warns where the rest differs.
+    Raises UsageError if the data differs from the start of the run; warns if anything else does.
     """
     if "environment" not in run.record:
         weights = fingerprint(parts.model.state_dict())
@@ -168,7 +168,7 @@ def record_environment(run: Run, parts: Parts, data: Data, environment: dict[str
     changed = [name for name, value in data.fingerprints.items() if before.get(name) != value]
     if changed:
         raise UsageError(
-            f"data: {', '.join(changed)} rows differ from those that the run began with"
+            f"data: {', '.join(changed)} rows differ from those at the start of the run"
         )
     now = {"python": platform.python_version(), **packages(), **environment}
     then = {**run.record, **run.record["packages"], **run.record["environment"]}

@@ -32,31 +32,31 @@ def test_any_array_of_bytes_comes_back_with_its_shape(sizes: list[int]) -> None:
 
 
 @given(st.data())
-def test_a_damaged_byte_is_told_with_the_file_or_changes_nothing(data: st.DataObject) -> None:
-    """What changes nothing is in gzip's own header, such as the time, or fills up its last byte."""
+def test_a_damaged_byte_is_reported_with_the_file_or_harmless(data: st.DataObject) -> None:
+    """Harmless bytes are in gzip's header, such as the time, or pad the last byte of its data."""
     shape, values = (5, 4), bytes(range(20))
     content = bytearray(zipped(shape, values))
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= 1 << data.draw(st.integers(0, 7))
-    told = ""
+    message = ""
     try:
         found = parse(PATH, bytes(content), 2)
     except UsageError as error:
-        told = str(error)
+        message = str(error)
     else:
         assert (found.shape, bytes(found.values)) == (shape, values)
-    assert told == "" or told.startswith(f"{PATH}: ")
+    assert message == "" or message.startswith(f"{PATH}: ")
 
 
 @given(st.integers(0, 10_000))
-def test_a_truncated_file_is_told_with_its_name_and_the_remedy(cut: int) -> None:
+def test_a_truncated_file_is_reported_with_its_name_and_the_remedy(cut: int) -> None:
     content = zipped((5, 4), bytes(range(20)))
-    with pytest.raises(UsageError, match=r"labels\.gz: not a whole gzip file .* copy it again"):
+    with pytest.raises(UsageError, match=r"labels\.gz: not a complete gzip file.* copy it again"):
         parse(PATH, content[: cut % len(content)], 2)
 
 
-def test_a_file_that_is_not_gzipped_is_told_so() -> None:
-    with pytest.raises(UsageError, match=r"labels\.gz: not a whole gzip file"):
+def test_a_file_that_is_not_gzipped_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"labels\.gz: not a complete gzip file"):
         parse(PATH, idx((3,), b"abc"), 1)
 
 
@@ -70,18 +70,20 @@ def test_a_file_that_is_not_gzipped_is_told_so() -> None:
         (b"", ""),
     ],
 )
-def test_a_wrong_header_is_told_with_what_was_found_and_expected(raw: bytes, found: str) -> None:
+def test_a_wrong_header_is_reported_with_what_was_found_and_expected(
+    raw: bytes, found: str
+) -> None:
     with pytest.raises(UsageError) as error:
         parse(PATH, gzip.compress(raw), 1)
     assert str(error.value).startswith(f"{PATH}: its idx header is {found}, expected 00000801")
 
 
 @pytest.mark.parametrize("values", [b"ab", b"abcd"])
-def test_more_or_fewer_bytes_than_the_header_says_are_told_with_both_numbers(values: bytes) -> None:
+def test_a_length_that_differs_from_the_header_is_reported_with_both(values: bytes) -> None:
     with pytest.raises(UsageError) as error:
         parse(PATH, zipped((3,), values), 1)
-    told = f"of (3,), as its header says: its end tells of {len(values)} bytes; copy it again"
-    assert str(error.value) == f"{PATH}: not a whole gzip file {told}"
+    found = f"its header gives the shape (3,), its gzip trailer {len(values)} bytes"
+    assert str(error.value) == f"{PATH}: not a complete gzip file: {found}; copy it again"
 
 
 def test_read_bytes_returns_a_file_with_the_expected_sha256(tmp_path: Path) -> None:

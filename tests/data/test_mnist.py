@@ -16,11 +16,11 @@ FOLDER = Path(module.__file__).parent
 
 @pytest.fixture
 def copied(small_mnist_dir: Path, tmp_path: Path) -> Path:
-    """A folder of a test's own, to do damage in."""
+    """A copy of the folder, for a test to damage."""
     return Path(shutil.copytree(small_mnist_dir, tmp_path / "copied"))
 
 
-def test_there_are_50000_rows_to_train_10000_to_validate_and_10000_to_test(mnist: Data) -> None:
+def test_there_are_50000_training_10000_validation_and_10000_test_rows(mnist: Data) -> None:
     assert [len(split) for split in (mnist.train, mnist.valid, mnist.test)] == [
         50_000,
         10_000,
@@ -57,7 +57,7 @@ def test_every_pixel_is_its_byte_over_255(mnist: Data) -> None:
     assert torch.equal(mnist.test.x.unique(), torch.arange(256) / 255)
 
 
-def test_the_embedded_files_unpack_to_the_canonical_sha256() -> None:
+def test_the_bundled_files_decompress_to_the_canonical_sha256() -> None:
     source = (FOLDER / "SOURCE.md").read_text()
     canonical = {
         name: digest for digest, name in re.findall(r"^ +([0-9a-f]{64})  (\S+)$", source, re.M)
@@ -69,7 +69,7 @@ def test_the_embedded_files_unpack_to_the_canonical_sha256() -> None:
 
 
 @pytest.mark.parametrize("name", module.FILES)
-def test_an_embedded_file_of_another_sha256_is_refused(
+def test_a_bundled_file_of_another_sha256_is_refused(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(module.FILES, name, "0" * 64)
@@ -105,11 +105,11 @@ def test_a_file_with_one_flipped_byte_is_named(name: str, copied: Path) -> None:
 def test_a_truncated_file_is_named(copied: Path) -> None:
     file = copied / "t10k-images-idx3-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(UsageError, match=rf"^{file}: not a whole gzip file"):
+    with pytest.raises(UsageError, match=rf"^{file}: not a complete gzip file"):
         load(copied)
 
 
-def test_labels_in_place_of_images_are_told_by_their_header(copied: Path) -> None:
+def test_labels_in_place_of_images_are_recognized_by_their_header(copied: Path) -> None:
     file = copied / "t10k-images-idx3-ubyte.gz"
     shutil.copy(copied / "t10k-labels-idx1-ubyte.gz", file)
     with pytest.raises(
@@ -118,13 +118,13 @@ def test_labels_in_place_of_images_are_told_by_their_header(copied: Path) -> Non
         load(copied)
 
 
-def test_more_images_than_labels_are_told_with_both_numbers(copied: Path) -> None:
+def test_more_images_than_labels_are_reported_with_both_numbers(copied: Path) -> None:
     shutil.copy(copied / "t10k-labels-idx1-ubyte.gz", copied / "train-labels-idx1-ubyte.gz")
     with pytest.raises(UsageError, match=rf"data.path={copied}: 10600 images but 200 labels"):
         load(copied)
 
 
-def test_too_few_rows_to_keep_some_for_validation_are_told_with_their_number(copied: Path) -> None:
+def test_too_few_rows_for_a_validation_split_are_reported_with_their_number(copied: Path) -> None:
     for kind in ("images-idx3", "labels-idx1"):
         shutil.copy(copied / f"t10k-{kind}-ubyte.gz", copied / f"train-{kind}-ubyte.gz")
     with pytest.raises(UsageError, match="200 training rows, expected more than 10000"):

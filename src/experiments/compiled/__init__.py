@@ -1,1 +1,1 @@
-"""The same step as one compiled function."""
+"""`trainer.compile=true`: the training step as one compiled function."""

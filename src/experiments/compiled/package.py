@@ -1,7 +1,7 @@
-"""A graph compiled ahead of time into a package, which is kept in the user's cache and loaded.
+"""Ahead-of-time compilation of a graph into a package in the user's cache.
 
-A package's name is a hash of the graph and of everything else that the compiled code depends on,
-so that the next process with the same step loads it within milliseconds.
+The cache key is a hash of the graph and of everything else that the compiled code depends on, so
+that the next process with the same step loads the package within milliseconds.
 """
 
 import contextlib
@@ -17,21 +17,21 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from experiments.compiled.trace import explaining
+from experiments.compiled.trace import as_usage_error
 from experiments.directory import durable
 from experiments.directory.fingerprint import fingerprint
 from experiments.errors import UsageError
 
 OPTIONS = {
-    # dropout draws what it would draw eagerly, from the generator that checkpoints hold
+    # dropout draws the eager numbers, from the generator whose state checkpoints hold
     "fallback_random": True,
-    "memory_planning": True,  # one piece of memory for all that lies between
+    "memory_planning": True,  # one allocation for all intermediate tensors
 }
 
 
 @contextlib.contextmanager
 def on_threads(count: int) -> Iterator[None]:
-    """Have torch use so many threads for a while."""
+    """Run the block with torch set to `count` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -40,21 +40,26 @@ def on_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def key_of(graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> str:
+def cache_key(graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> str:
     """A sha256, in hex, over all that the compiled code depends on."""
     shapes = [(t.dtype, tuple(t.shape), t.stride(), t.device.type) for t in tree_leaves(inputs)]
-    constants = fingerprint(graph.state_dict())  # tensors that forward makes out of numbers
+    constants = fingerprint(graph.state_dict())  # tensors that forward creates from Python numbers
     parts = (
         *(graph.code, shapes, constants, OPTIONS, torch.get_num_threads()),
-        *(torch.__version__, torch.backends.cpu.get_cpu_capability(), processor(), compiler()),
+        *(
+            torch.__version__,
+            torch.backends.cpu.get_cpu_capability(),
+            cpu_features(),
+            compiler_version(),
+        ),
         *(torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()),
-        digest(Path(__file__).with_name("products.py").read_bytes()),
+        short_sha256(Path(__file__).with_name("products.py").read_bytes()),
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def processor() -> str:
-    """What the processor can do, since code is compiled for just that."""
+def cpu_features() -> str:
+    """The CPU's instruction set extensions, which the generated code is specialized for."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -64,112 +69,115 @@ def processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def compiler() -> str:
+def compiler_version() -> str:
     """The C++ compiler and its version. Raises UsageError where there is none."""
     command = os.environ.get("CXX", "g++")
     try:
-        told = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+        result = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         raise UsageError(
-            f"trainer.compile=true: there is no C++ compiler {command}; "
-            "install one (CXX names it) or use trainer.compile=false"
+            f"trainer.compile=true: no C++ compiler {command} found; "
+            "install it, set CXX to another, or use trainer.compile=false"
         ) from None
-    return told.stdout.partition("\n")[0]
+    return result.stdout.partition("\n")[0]
 
 
-def cache() -> Path:
-    """Where compiled steps are kept; what lies there is executed, so it is the user's alone.
+def cache_folder() -> Path:
+    """The folder of compiled packages, with mode 0700 because its contents are executed.
 
-    Raises UsageError where it cannot be written.
+    Raises UsageError if it is not writable.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # one that is not absolute is to be passed over, says the XDG specification
+    # the XDG specification says to ignore a relative path
     folder = (home if home.is_absolute() else Path.home() / ".cache") / "experiments"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
-            raise PermissionError(f"{folder} cannot be written")
+            raise PermissionError(f"{folder} is not writable")
     except OSError as error:
         raise UsageError(
-            f"trainer.compile=true: {error}; have XDG_CACHE_HOME name a folder that can be "
-            "written, or use trainer.compile=false"
+            f"trainer.compile=true: {error}; set XDG_CACHE_HOME to a writable folder "
+            "or use trainer.compile=false"
         ) from None
     return folder
 
 
 def compile_once(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> Path:
-    """The compiled package of a graph, out of the cache or into it.
+    """The compiled package of a graph, from the cache or newly compiled into it.
 
-    Whoever else wants the same one at the same time waits for it. Its name tells the head of
-    its own sha256, and one that does not match is made anew.
+    A lock file makes concurrent processes with the same key wait instead of compiling twice. The
+    file name ends in a short sha256 of the content; on a mismatch the package is compiled again.
     """
     import fcntl
 
-    folder = cache()
+    folder = cache_folder()
     with (folder / f"{key}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for file in folder.glob(f"{key}-*.pt2"):
-            if digest(file.read_bytes()) == file.stem.partition("-")[2]:
+            if short_sha256(file.read_bytes()) == file.stem.partition("-")[2]:
                 return file
             file.unlink()
-        print("compiling the step, once for its shapes: some 10 to 20 seconds", flush=True)
-        made = folder / f"{key}.pt2"
-        # Ctrl-C goes to the compiler's processes, too; one that tries out what the processor can
-        # do would seem to have found less, and the package would be another one
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        print("compiling the step, once for its shapes: about 10 to 20 seconds", flush=True)
+        output = folder / f"{key}.pt2"
+        # Ctrl-C also reaches the compiler's child processes; if it kills one that probes the CPU's
+        # features, the probe seems to have failed and a different package results
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
-            with explaining("the step cannot be compiled"):
+            with as_usage_error("the step cannot be compiled"):
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of the compiler's own making
-                    from experiments.compiled.products import Products  # its imports take a second
+                    warnings.simplefilter("ignore")  # the compiler warns about itself
+                    from experiments.compiled.products import (
+                        Products,
+                    )  # importing it takes a second
 
                     exported = torch.export.export(graph, inputs)
                     torch._inductor.aoti_compile_and_package(
                         exported,
-                        package_path=str(made),
+                        package_path=str(output),
                         inductor_configs={**OPTIONS, "post_grad_custom_post_pass": Products()},
                     )
-                check(graph, load(made, inputs[3].device), inputs)
+                check_against_eager(graph, load(output, inputs[3].device), inputs)
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        content = made.read_bytes()
-        package = folder / f"{key}-{digest(content)}.pt2"
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
+        content = output.read_bytes()
+        package = folder / f"{key}-{short_sha256(content)}.pt2"
         durable.write(package, content)
-        made.unlink()
+        output.unlink()
         return package
 
 
-def check(graph: torch.fx.GraphModule, package: Any, inputs: tuple[Any, ...]) -> None:
-    """Run a package beside its graph, which torch computes operation by operation, on the first
-    rows. Raises RuntimeError where they differ by more than rounding does.
+def check_against_eager(graph: torch.fx.GraphModule, package: Any, inputs: tuple[Any, ...]) -> None:
+    """Compare a package with its graph, executed eagerly, on the first rows of the data.
 
-    From states of ones and with small numbers: from zeros Adam would make as large a step of a
-    gradient that is rounding alone as of any other, and a large lr would diverge.
+    Optimizer states are set to ones, since from zeros Adam turns a gradient of pure rounding error
+    into a full-size step. The scalars are capped, since a large lr would diverge.
+
+    Raises RuntimeError if they differ by more than rounding.
     """
-    *_, x, _, index, numbers = inputs
+    *_, x, _, index, scalars = inputs
     rows = torch.arange(index.numel(), device=index.device).view_as(index) % len(x)
     results = []
     for run in (lambda args: [graph(*args)], lambda args: package.run(tree_leaves(args))):
         parts = *tree_map(torch.clone, inputs[:2]), tree_map(torch.ones_like, inputs[2])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            losses = run((*parts, *inputs[3:5], rows, numbers.clamp(max=0.1)))
+            losses = run((*parts, *inputs[3:5], rows, scalars.clamp(max=0.1)))
         results.append([*losses, *tree_leaves(parts)])
     for eager, compiled in zip(*results, strict=True):
         if not torch.allclose(eager, compiled, rtol=1e-3, atol=1e-4, equal_nan=True):
-            raise RuntimeError("the compiler made something that computes other numbers")
+            raise RuntimeError("the compiled results differ from the eager ones")
 
 
-def digest(content: bytes) -> str:
-    """The head of a sha256."""
+def short_sha256(content: bytes) -> str:
+    """The first 16 hex digits of a sha256."""
     return hashlib.sha256(content).hexdigest()[:16]
 
 
 def load(package: Path, device: torch.device) -> Any:
-    """A compiled package, ready to run.
+    """Load a compiled package.
 
-    Through the class behind torch._inductor.aoti_load_package, which itself would first import
-    the whole compiler: measured 1.7 s instead of 5 ms.
+    Uses the class behind torch._inductor.aoti_load_package directly, since that function imports
+    the whole compiler first: measured 1.7 s instead of 5 ms.
     """
     index = -1 if device.type == "cpu" else device.index or 0
     return torch._C._aoti.AOTIModelPackageLoader(str(package), "model", False, 1, index)

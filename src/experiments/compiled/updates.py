@@ -1,4 +1,4 @@
-"""The steps of torch's optimizers as functions of tensors, which a graph can hold."""
+"""The update rules of torch's optimizers as pure functions of tensors, for tracing."""
 
 import math
 from collections.abc import Callable
@@ -12,34 +12,33 @@ from experiments.errors import UsageError
 
 
 class Update(NamedTuple):
-    """An optimizer's step in three parts; all that changes between steps is in `numbers`.
+    """An optimizer's update rule in three functions.
 
-    state: what torch's optimizer keeps of a parameter, as it begins.
-    numbers: of the next step, from the parameter group and the count of steps with it.
-    apply: a parameter and its state after the step, given both before it, its gradient and the
-        numbers.
+    init_state: (group, parameter) -> the initial state that torch's optimizer keeps for it.
+    scalars: (group, step count with the next step) -> all numbers that change between steps.
+    apply: (group, parameter, gradient, state, scalars) -> the updated parameter and state.
     """
 
-    state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]]
-    numbers: Callable[[dict[str, Any], int], tuple[float, ...]]
+    init_state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]]
+    scalars: Callable[[dict[str, Any], int], tuple[float, ...]]
     apply: Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
 def sgd_state(group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
-    """The momentum buffer, where there is momentum."""
+    """The momentum buffer, if momentum is not zero."""
     return {"momentum_buffer": torch.zeros_like(p)} if group["momentum"] != 0 else {}
 
 
-def sgd_numbers(group: dict[str, Any], count: int) -> tuple[float, ...]:
-    """lr and momentum, both of which a scheduler may move."""
+def sgd_scalars(group: dict[str, Any], count: int) -> tuple[float, ...]:
+    """lr and momentum, both of which a scheduler may change."""
     return group["lr"], group["momentum"]
 
 
 def sgd(
-    group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Tensor], numbers: Tensor
+    group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Tensor], scalars: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The step of torch.optim.SGD (formulas in its documentation), without dampening."""
-    lr, momentum = numbers.unbind()
+    """The update of torch.optim.SGD (formulas in its documentation), without dampening."""
+    lr, momentum = scalars.unbind()
     if group["weight_decay"] != 0:
         grad = grad + group["weight_decay"] * p
     if state:
@@ -50,23 +49,23 @@ def sgd(
 
 
 def adam_state(group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
-    """Both moments and the count of steps."""
+    """Both moments and the step count."""
     count = torch.zeros((), device=p.device)
     return {"step": count, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 
 
-def adam_numbers(group: dict[str, Any], count: int) -> tuple[float, ...]:
-    """lr over the first bias correction, 1 - beta1, root of the second correction, decay."""
+def adam_scalars(group: dict[str, Any], count: int) -> tuple[float, ...]:
+    """lr / first bias correction, 1 - beta1, sqrt of the second bias correction, weight decay."""
     beta1, beta2 = group["betas"]
     decay = group["lr"] * group["weight_decay"]
     return group["lr"] / (1 - beta1**count), 1 - beta1, math.sqrt(1 - beta2**count), decay
 
 
 def adam(
-    group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Tensor], numbers: Tensor
+    group: dict[str, Any], p: Tensor, grad: Tensor, state: dict[str, Tensor], scalars: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The step of torch.optim.Adam and AdamW (formulas in their documentation)."""
-    lr, weight1, correction, decay = numbers.unbind()
+    """The update of torch.optim.Adam and AdamW (formulas in their documentation)."""
+    lr, weight1, correction, decay = scalars.unbind()
     beta2 = group["betas"][1]
     if group["weight_decay"] != 0:
         if group["decoupled_weight_decay"]:
@@ -80,31 +79,31 @@ def adam(
 
 
 UPDATES: dict[type[Optimizer], Update] = {
-    SGD: Update(sgd_state, sgd_numbers, sgd),
-    Adam: Update(adam_state, adam_numbers, adam),
-    AdamW: Update(adam_state, adam_numbers, adam),
+    SGD: Update(sgd_state, sgd_scalars, sgd),
+    Adam: Update(adam_state, adam_scalars, adam),
+    AdamW: Update(adam_state, adam_scalars, adam),
 }
-# keys of torch's optimizers that change the step in ways which are not written down above
-UNKNOWN = ("amsgrad", "dampening", "differentiable", "maximize")
+# options of torch's optimizers that the functions above do not implement
+UNSUPPORTED = ("amsgrad", "dampening", "differentiable", "maximize")
 
 
-def update_of(opt: Optimizer) -> Update:
-    """The compiled form of an optimizer's step. Raises UsageError where there is none."""
+def find_update(opt: Optimizer) -> Update:
+    """The update rule of an optimizer. Raises UsageError if it is not supported."""
     kind = type(opt)
     if kind not in UPDATES:
         raise UsageError(
             f"optimizer._target_={kind.__module__}.{kind.__qualname__}: trainer.compile=true "
-            "knows torch.optim's SGD, Adam and AdamW; use one of them or trainer.compile=false"
+            "supports torch.optim's SGD, Adam and AdamW; use one of them or trainer.compile=false"
         )
     if len(opt.param_groups) > 1:
         raise UsageError(
-            f"optimizer: trainer.compile=true takes one group of parameters, not "
-            f"{len(opt.param_groups)}; give it one or use trainer.compile=false"
+            f"optimizer: trainer.compile=true supports one parameter group, not "
+            f"{len(opt.param_groups)}; use one group or trainer.compile=false"
         )
-    for name in UNKNOWN:
+    for name in UNSUPPORTED:
         if opt.param_groups[0].get(name):
             raise UsageError(
                 f"optimizer.{name}={opt.param_groups[0][name]}: trainer.compile=true does not "
-                "know it; leave it out or use trainer.compile=false"
+                "support it; remove it or use trainer.compile=false"
             )
     return UPDATES[kind]

@@ -1,1 +1,1 @@
-"""From a command line to a checked config: rules, schema, names, and one line for each mistake."""
+"""From the command line to a validated config: rules, schema, names and one-line error messages."""

@@ -1,4 +1,4 @@
-"""From a command line to a composed, resolved and checked config."""
+"""Composes, resolves and validates the config of a command line."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -15,25 +15,25 @@ from experiments.config.schema import check
 from experiments.config.slips import CONFIG_ERRORS, explain
 
 PACKAGE = Path(__file__).parents[1]
-# A wheel carries conf/ inside the package; a clone and an editable install have it at the top.
+# A wheel has conf/ inside the package; a clone or an editable install has it at the top level.
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] / "conf"
 
-# OmegaConf reads its files with whatever bears this name; libyaml's loader is the same in C.
+# OmegaConf looks its loader up by this name; libyaml's is the same in C.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
-# for the launchers that ask Hydra for the name: hydra.sweep.subdir
+# used in hydra.sweep.subdir, so that every launcher gives runs the same names
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def config_directories(args: Namespace) -> list[Path]:
-    """Where options are looked for: the project's folder, then the person's own."""
+    """The config search path: conf/, then --config-dir."""
     return [CONF, *([Path(args.config_dir).absolute()] if args.config_dir else [])]
 
 
 def compose(args: Namespace, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
-    """The config of one command line as Hydra composes it, with its own node in it, and the same
-    without that node, resolved and checked against the schema.
+    """The config of a command line: as composed by Hydra, including the `hydra` node, and without
+    that node, resolved and validated.
 
-    Raises UsageError for whatever cannot be composed or breaks the schema.
+    Raises UsageError if the config cannot be composed or violates the schema.
     """
     if args.config_dir:
         # as an override, so that .hydra/ records it
@@ -49,10 +49,10 @@ def compose(args: Namespace, overrides: list[str]) -> tuple[DictConfig, dict[str
 
 
 def validate(job: DictConfig) -> dict[str, Any]:
-    """Resolve a composed config and check it, without Hydra's own node, against the schema.
+    """Resolve a composed config without its `hydra` node and check it against the schema.
 
-    Returns the resolved config as plain dicts, lists and scalars: what a run saves and what it is
-    built from. Raises UsageError for the first value that breaks a rule.
+    Returns plain dicts, lists and scalars: the config that a run saves and is built from. Raises
+    UsageError for the first value that violates a rule.
     """
     job = OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"])
     try:
@@ -61,6 +61,6 @@ def validate(job: DictConfig) -> dict[str, Any]:
         raise explain(error, [], []) from None
     checked = check(rename_moved_targets(config))
     if checked["data"].get("path") is not None:
-        # so that the saved config means the same from another directory
+        # so that the saved config is valid in any working directory
         checked["data"]["path"] = str(Path(checked["data"]["path"]).absolute())
     return checked

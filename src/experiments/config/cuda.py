@@ -1,4 +1,4 @@
-"""CUDA devices, counted through the driver without importing torch."""
+"""Counts CUDA devices through the driver, without importing torch."""
 
 import ctypes
 import importlib.util
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cuda_devices() -> int:
-    """How many CUDA devices the driver counts, 0 where torch is no CUDA build; imports no torch."""
+    """The number of CUDA devices; 0 if torch is not a CUDA build. Imports no torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return 0

@@ -1,13 +1,13 @@
-"""Names: of keys, values, options and runs, and of modules that have moved."""
+"""Formatting and parsing the names of keys, values, options, runs and moved modules."""
 
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-LONGEST_NAME = 200  # bytes; file systems allow 255, and suffixes are added
+MAX_NAME_BYTES = 200  # file systems allow 255, and suffixes are added
 
-# Modules that people's own code and saved configs name, and where they are now.
+# Old and new names of moved modules, which users' code and saved configs may still use.
 MOVED: Mapping[str, str] = {
     "experiments.checkpoint": "experiments.directory.checkpoints",
     "experiments.fit": "experiments.training.fit",
@@ -19,7 +19,7 @@ MOVED: Mapping[str, str] = {
 
 
 def rename_moved_targets(node: Any) -> Any:
-    """A nested config whose `_target_`s name modules where they are now."""
+    """A nested config with the old module names in its `_target_`s replaced."""
     if isinstance(node, dict):
         return {
             key: current_target(value) if key == "_target_" else rename_moved_targets(value)
@@ -29,13 +29,13 @@ def rename_moved_targets(node: Any) -> Any:
 
 
 def current_target(target: Any) -> Any:
-    """A dotted name, with its module's present name where that has moved."""
+    """A dotted name, with the new name of its module if that has moved."""
     module, _, name = str(target).rpartition(".")
     return f"{MOVED[module]}.{name}" if module in MOVED else target
 
 
 def format_value(value: object) -> str:
-    """A value as one would write it on the command line."""
+    """A value as written on the command line."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, list):
@@ -53,8 +53,8 @@ def flatten(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, ob
 
 
 def overridden(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The keys that overrides name with their values in a resolved config, and the groups with
-    their options; the seed where nothing was overridden.
+    """The overridden keys with their values in a resolved config, and the overridden groups with
+    their options; the seed if nothing was overridden.
     """
     values = dict(flatten(config))
     found = {}
@@ -66,20 +66,20 @@ def overridden(config: Mapping[str, Any], overrides: Iterable[str]) -> dict[str,
 
 
 def run_name(overrides: str) -> str:
-    """A run directory's name out of overrides, `loader.batch_size=32,optimizer.lr=0.1`: one level,
-    without what a shell or a file system stumbles over, and never the same for two.
+    """A run directory's name from its overrides, `loader.batch_size=32,optimizer.lr=0.1`: a single
+    path component, unique, without characters that are special to a shell or a file system.
     """
     if not overrides:
         return "defaults"
     name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides)
-    if name == overrides and name.strip(".") and len(name.encode()) <= LONGEST_NAME:
+    if name == overrides and name.strip(".") and len(name.encode()) <= MAX_NAME_BYTES:
         return name
     digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
-    return f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
+    return f"{name.encode()[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
 
 
 def suggest(word: str, words: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean X?` for the word most like it, or the list of what there is."""
+    """The hint `; did you mean X?` for the closest word, else a list of up to 12 valid words."""
     import difflib
 
     words = sorted({known for known in words if not known.startswith("_")})

@@ -1,4 +1,4 @@
-"""Rules: what a config value must be, as a test and in words for the message."""
+"""Rules for config values: a predicate, and its description for error messages."""
 
 import math
 import sys
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Rule(NamedTuple):
-    """What a value must be, in words that follow "expected", and as a test."""
+    """A predicate on a value, and its description, which follows "expected" in messages."""
 
     words: str
     accepts: Callable[[object], bool]
@@ -38,12 +38,12 @@ def number(
 
 
 def choice(*words: str) -> Rule:
-    """One of a few words."""
+    """One of the given words."""
     return Rule("one of " + ", ".join(words), lambda value: value in words)
 
 
 def list_of(item: Rule, length: int | None = None) -> Rule:
-    """A list whose items all obey one rule, of a given length where it matters."""
+    """A list whose items all follow one rule, of a given length if any."""
 
     def accepts(value: object) -> bool:
         fits = isinstance(value, list) and length in (None, len(value))
@@ -55,7 +55,7 @@ def list_of(item: Rule, length: int | None = None) -> Rule:
 
 
 def or_null(rule: Rule) -> Rule:
-    """What a rule accepts, or null."""
+    """Any value that a rule accepts, or null."""
     return Rule(f"{rule.words}, or null", lambda value: value is None or rule.accepts(value))
 
 

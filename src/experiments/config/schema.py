@@ -1,4 +1,4 @@
-"""The schema: which values a config may hold.
+"""The schema: the rules for config values.
 
 Imports no torch, so that a mistake on the command line is reported at once.
 """
@@ -59,29 +59,30 @@ SCHEMA: Mapping[str, Rule] = {
     "checkpoint.every_seconds": or_null(number(above=0)),
     "checkpoint.keep": COUNT,
 }
-# What a _target_ builds may take any key; these nodes take the keys of the schema alone.
+# Nodes without a _target_, which only accept the keys of the schema; the others accept any key.
 CLOSED = ("trainer", "checkpoint")
 GROUPS = ("data", "loader", "model", "loss", "optimizer", "scheduler", "trainer")
 
 
 def check_value(key: str, value: object) -> None:
-    """Raise UsageError when `value` breaks the rule of `key`; a key without a rule passes."""
+    """Raise UsageError if `value` violates the rule of `key`; keys without a rule pass."""
     rule = SCHEMA.get(key)
     if rule is not None and not rule.accepts(value):
         raise UsageError(f"{key}={format_value(value)}: expected {rule.words}")
 
 
 def check(config: dict[Any, Any]) -> dict[str, Any]:
-    """Check a resolved config against the schema; returns it, or raises UsageError."""
+    """Check a resolved config against the schema and return it; raises UsageError."""
     known_roots = ["seed", "checkpoint", *GROUPS]
     for root in config:
         if root not in known_roots:
             raise UsageError(f"{root}: unknown key{suggest(str(root), known_roots)}")
     for root in known_roots:
         if root not in config or (root != "seed" and not isinstance(config[root], dict)):
-            raise UsageError(
-                f"{root}={format_value(config.get(root))}: expected the keys of a {root}"
+            expected = (
+                SCHEMA[root].words if root in SCHEMA else f"a mapping with the keys of {root}"
             )
+            raise UsageError(f"{root}={format_value(config.get(root))}: expected {expected}")
     for key, value in flatten(config):
         node, _, name = key.partition(".")
         if node in CLOSED and key not in SCHEMA:
@@ -98,7 +99,9 @@ def check(config: dict[Any, Any]) -> dict[str, Any]:
             raise UsageError(f"{key} is missing: expected {SCHEMA[key].words}")
     for group in GROUPS:
         if group != "trainer" and not isinstance(config[group].get("_target_"), str):
-            raise UsageError(f"{group}._target_ is missing: name what builds the {group}")
+            raise UsageError(
+                f"{group}._target_ is missing: name the class or function that builds it"
+            )
     if config["trainer"]["device"] == "cuda" and cuda_devices() == 0:
         raise UsageError(
             "trainer.device=cuda: no CUDA device or no CUDA build of torch here; use cpu or auto"

@@ -1,7 +1,4 @@
-"""One clear line for each mistake in a config or on a command line, naming the nearest key.
-
-Hydra 1.3 has no hints of its own.
-"""
+"""One-line error messages for mistakes in a config or on the command line, with the nearest key."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,7 +14,7 @@ from experiments.errors import UsageError
 
 
 def list_options(directories: Iterable[Path]) -> dict[str, list[str]]:
-    """The options of every group found in config directories: `{"optimizer": ["adam", ...]}`."""
+    """The options of every group in config directories: `{"optimizer": ["adam", ...]}`."""
     options: dict[str, set[str]] = {}
     for directory in directories:
         for file in directory.glob("*/*.yaml"):
@@ -26,10 +23,10 @@ def list_options(directories: Iterable[Path]) -> dict[str, list[str]]:
 
 
 def explain(error: Exception, directories: Iterable[Path], overrides: list[str]) -> UsageError:
-    """One line for what Hydra or OmegaConf found wrong, naming the nearest key or option.
+    """Convert an error of Hydra or OmegaConf to one line, with the nearest key or option as a hint.
 
-    Hydra 1.3 has no hints of its own. Its wording is matched only to add one, and is passed on
-    as it is where it is not known.
+    Hydra 1.3 gives no hints. Its messages are matched to add one; an unknown message is passed on
+    unchanged.
     """
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
@@ -60,7 +57,7 @@ def explain(error: Exception, directories: Iterable[Path], overrides: list[str])
             f"{error.override}: not an override ({reason}); write key=value, quoted for the shell"
         )
     if found := re.search(r"Cannot find primary config '([^']+)'", text):
-        return UsageError(f"--config-name {found[1]}: there is no such file; leave it out")
+        return UsageError(f"--config-name {found[1]}: no such file; leave it out")
     if found := re.search(r"Interpolation key '([^']+)' not found full_key: (\S+)", text):
         return UsageError(f"{found[2]}=${{{found[1]}}}: there is no key {found[1]}")
     if found := re.search(r"Missing mandatory value: (\S+)", text):
@@ -72,19 +69,19 @@ def explain(error: Exception, directories: Iterable[Path], overrides: list[str])
 def _nearest_key(
     key: str, name: str, chain: list[BaseException], options: Mapping[str, list[str]]
 ) -> str:
-    """The hint for an unknown key: its siblings where OmegaConf names them, else the schema."""
-    above = key.rpartition(".")[0]
-    if not above:
-        homes = [known for known in SCHEMA if known.endswith("." + key)]
-        if homes:
-            return f"; did you mean {homes[0]}?"
+    """The hint for an unknown key, from its siblings if OmegaConf names them, else the schema."""
+    parent_key = key.rpartition(".")[0]
+    if not parent_key:
+        matches = [known for known in SCHEMA if known.endswith("." + key)]
+        if matches:
+            return f"; did you mean {matches[0]}?"
         return suggest(key, ["resume", "sweep", *options, *SCHEMA])
     for cause in chain:
         parent = getattr(cause, "parent_node", None)
         if isinstance(parent, DictConfig):
-            return suggest(name, (str(sibling) for sibling in parent), above + ".")
+            return suggest(name, (str(sibling) for sibling in parent), parent_key + ".")
     return suggest(key, SCHEMA)
 
 
-# What composing can raise for a slip of the person's (ValueError: an override such as "=3").
+# What composing raises for a usage error (ValueError: an override such as "=3").
 CONFIG_ERRORS = (HydraException, OmegaConfBaseException, ValueError)

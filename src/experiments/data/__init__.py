@@ -1,4 +1,4 @@
-"""Data sets as tensors: each module here has a `load` that a config's `data._target_` names."""
+"""Data sets as tensors. Each module here has a `load` function for a config's `data._target_`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # so that a damaged file is told before torch is imported
+if TYPE_CHECKING:  # so that a damaged file is reported before torch is imported
     from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows of inputs and their targets, in memory; `arrays.MappedSplit` has them in files.
+    """Inputs and their targets, in memory; `arrays.MappedSplit` has them in memory-mapped files.
 
     x: float32 (rows, ...), or uint8, which the loaders scale to float32 in [0, 1]
     y: int64 (rows,) for classes
@@ -28,26 +28,26 @@ class Split:
 
     @property
     def block(self) -> int | None:
-        """The number of neighbouring rows that a shuffle moves as one; None: it need not."""
+        """Neighbouring rows that the shuffle moves together; None: rows are shuffled one by one."""
         return None
 
     def to(self, device: str) -> Split:
-        """The rows on a device."""
+        """A copy on a device."""
         return Split(self.x.to(device), self.y.to(device))
 
     def prefetched(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
-        """The row numbers of each batch, int64 (batch,), out of those of each window. A split in
-        files reads the rows of the next window meanwhile.
+        """The row numbers of each batch, int64 (batch,), given those of each shuffle window. A
+        memory-mapped split prefetches the next window's rows.
         """
         return chain.from_iterable(windows)
 
     def release(self) -> None:
-        """Give back the memory of what was read and can be read again: here nothing."""
+        """Release pages that can be read again from their file. In memory there are none."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a data set gives: rows to train on, rows to choose by, rows to report on."""
+    """The splits of a data set: for training, for model selection and for the final result."""
 
     train: Split
     valid: Split
@@ -55,7 +55,7 @@ class Data:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """A sha256 of each split, by name; computed once, though many runs may ask."""
+        """The sha256 of each split, by name; computed once, also if several runs share the data."""
         from experiments.directory.fingerprint import fingerprint
 
         splits = {"train": self.train, "valid": self.valid, "test": self.test}

@@ -1,6 +1,6 @@
-"""Data larger than memory: .npy files that are mapped, and read as the batches are.
+"""Data larger than memory: memory-mapped .npy files, read batch by batch.
 
-A shuffled epoch reads them in blocks: `loader.BatchRows` says how, `block` how many rows one has.
+A shuffled epoch reads them in blocks of `MappedSplit.block` rows, see `loaders.BatchRows`.
 """
 
 from __future__ import annotations
@@ -22,146 +22,150 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SPLITS = ("train", "valid", "test")
-# Of a block. With less, a disk that must seek between blocks is slow. A window of blocks is what a
-# process holds, and not only they: the kernel maps its cache in pieces of up to 2 MB, so that
-# 128 blocks of 1 MB take 128 to 384 MB.
+# Smaller blocks are slow on a disk that seeks between them. A process holds a shuffle window of
+# blocks, and more, since the kernel maps its page cache in pieces of up to 2 MB: 128 blocks of 1 MB
+# take 128 to 384 MB.
 BLOCK_BYTES = 1 << 20
-NUMBER_BYTES = 32  # what a row's number takes while it is shuffled; it bounds blocks of tiny rows
+INDEX_BYTES = 32  # memory per row number during the shuffle; bounds the block size of tiny rows
 
 
 @dataclass(frozen=True)
-class Mapped:
-    """The array in a .npy file: its values, row after row, are `pages` from byte `start` on."""
+class MappedArray:
+    """A memory-mapped .npy file: its values, in row-major order, start at byte `offset`."""
 
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    pages: mmap.mmap
-    start: int
+    mapping: mmap.mmap
+    offset: int
 
     @property
     def row_bytes(self) -> int:
-        """The size of a row."""
+        """The size of a row in bytes."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
 
     def tensor(self) -> Tensor:
-        """The array as a tensor in the file's pages, which must not be written to."""
+        """The array as a tensor that shares the mapping, which must not be written to."""
         import torch
 
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")
             flat = torch.frombuffer(
-                self.pages,
+                self.mapping,
                 dtype=getattr(torch, self.dtype.name),
                 count=math.prod(self.shape),
-                offset=self.start,
+                offset=self.offset,
             )
         return flat.view(self.shape)
 
     def prefetch(self, first: int, last: int) -> None:
-        """Have the kernel read rows `first` up to `last` ahead, without waiting for it."""
-        begin = self.start + first * self.row_bytes
+        """Have the kernel prefetch rows `first` up to `last`, without waiting for it."""
+        begin = self.offset + first * self.row_bytes
         begin -= begin % mmap.PAGESIZE
-        end = self.start + min(last, self.shape[0]) * self.row_bytes
-        self.pages.madvise(mmap.MADV_WILLNEED, begin, end - begin)
+        end = self.offset + min(last, self.shape[0]) * self.row_bytes
+        self.mapping.madvise(mmap.MADV_WILLNEED, begin, end - begin)
 
 
 @dataclass(frozen=True)
 class MappedSplit(Split):
-    """A split in files. What is read of it counts as the process's memory until it is released;
-    the kernel keeps it for as long as it has room.
+    """A split in memory-mapped files. Pages that were read count as the process's memory until they
+    are released; the kernel keeps them in its page cache as long as there is room.
     """
 
-    files: tuple[Mapped, Mapped]
+    arrays: tuple[MappedArray, MappedArray]
 
     @property
     def block(self) -> int:
-        row_bytes = sum(file.row_bytes for file in self.files) + NUMBER_BYTES
+        row_bytes = sum(array.row_bytes for array in self.arrays) + INDEX_BYTES
         return max(1, BLOCK_BYTES // row_bytes)
 
     def to(self, device: str) -> Split:
-        """Itself, since it may fit nowhere; the loaders move each batch."""
+        """The split itself, since it may not fit on the device; the loaders move each batch."""
         return self
 
     def prefetched(self, windows: Iterable[Sequence[Tensor]]) -> Iterator[Tensor]:
-        """The row numbers of each batch, int64 (batch,). While those of one window are used, the
-        rows of the next are read; after it, its pages are given back.
+        """The row numbers of each batch, int64 (batch,). The next window is prefetched while one is
+        used; the pages of a used window are released.
         """
-        reading = map(self.prefetch, windows)
-        ahead = next(reading, None)
-        while ahead is not None:
-            window, ahead = ahead, next(reading, None)
+        prefetching = map(self.prefetch, windows)
+        following = next(prefetching, None)
+        while following is not None:
+            window, following = following, next(prefetching, None)
             yield from window
             self.release()
 
     def prefetch(self, window: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Have the kernel read the blocks of a window ahead; returns the window."""
+        """Have the kernel prefetch the blocks of a window; returns the window."""
         import torch
 
         blocks = (torch.cat(list(window)) // self.block).unique()
         for block in blocks.tolist():
-            for file in self.files:
-                file.prefetch(block * self.block, (block + 1) * self.block)
+            for array in self.arrays:
+                array.prefetch(block * self.block, (block + 1) * self.block)
         return window
 
     def release(self) -> None:
-        for file in self.files:
-            file.pages.madvise(mmap.MADV_DONTNEED)
+        for array in self.arrays:
+            array.mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def load(path: str | None) -> Data:
-    """The rows in train_x.npy, train_y.npy, valid_x.npy, valid_y.npy, test_x.npy and test_y.npy.
+    """Memory-map train_x.npy, train_y.npy, valid_x.npy, valid_y.npy, test_x.npy and test_y.npy.
 
-    x: float32 or uint8 (rows, ...); y: int64 or float32 (rows, ...); of other integers in a file,
-    an int64 copy in memory
+    x: float32 or uint8 (rows, ...); y: int64 or float32 (rows, ...); other integer dtypes are
+    copied into memory as int64
 
-    path: the folder that holds them; they must not change while a run goes on.
+    path: the folder with the files, which must not change during a run.
 
-    Raises UsageError naming the file that is missing, damaged or does not go with the others,
+    Raises UsageError naming the file that is missing, damaged or inconsistent with the others,
     before torch is imported.
     """
     if path is None or not Path(path).is_dir():
         raise UsageError(
             f"data.path={path or 'null'}: there is no such folder; name the one with train_x.npy"
         )
-    files = {name: read(Path(path), name) for split in SPLITS for name in names(split)}
+    arrays = {name: map_file(Path(path), name) for split in SPLITS for name in array_names(split)}
     for split in SPLITS:
-        x, y = (files[name] for name in names(split))
+        x, y = (arrays[name] for name in array_names(split))
         if x.shape[0] != y.shape[0]:
             raise UsageError(
                 f"data.path={path}: {x.name}.npy has {x.shape[0]} rows, {y.name}.npy {y.shape[0]}; "
                 "save a target for each row"
             )
-        for file, first in zip((x, y), (files[name] for name in names("train")), strict=True):
-            floats = [one.dtype.kind == "f" for one in (file, first)]
-            if file.shape[1:] != first.shape[1:] or floats[0] != floats[1]:
+        train = (arrays[name] for name in array_names("train"))
+        for array, first in zip((x, y), train, strict=True):
+            same_kind = (array.dtype.kind == "f") == (first.dtype.kind == "f")
+            if array.shape[1:] != first.shape[1:] or not same_kind:
                 raise UsageError(
-                    f"data.path={path}: a row of {file.name}.npy is {file.dtype} {file.shape[1:]}, "
-                    f"one of {first.name}.npy {first.dtype} {first.shape[1:]}; save them alike"
+                    f"data.path={path}: a row of {array.name}.npy is {array.dtype} "
+                    f"{array.shape[1:]}, one of {first.name}.npy {first.dtype} {first.shape[1:]}; "
+                    "save them with the same row shape and kind of dtype"
                 )
-    return Data(**{split: mapped(*(files[name] for name in names(split))) for split in SPLITS})
+    return Data(**{
+        split: mapped_split(*(arrays[name] for name in array_names(split))) for split in SPLITS
+    })  # fmt: skip
 
 
-def names(split: str) -> tuple[str, str]:
-    """The names of its two files."""
+def array_names(split: str) -> tuple[str, str]:
+    """The names of a split's files, without .npy."""
     return f"{split}_x", f"{split}_y"
 
 
-def mapped(x: Mapped, y: Mapped) -> MappedSplit:
+def mapped_split(x: MappedArray, y: MappedArray) -> MappedSplit:
     """Inputs and targets as a split."""
     targets = y.tensor()
     if not targets.is_floating_point():
-        targets = targets.long()  # int64 is left where it is
+        targets = targets.long()  # no copy if it is int64 already
     return MappedSplit(x.tensor(), targets, (x, y))
 
 
-def read(folder: Path, name: str) -> Mapped:
-    """Map a file after a look at its header. Nothing is unpickled, whatever the file says.
+def map_file(folder: Path, name: str) -> MappedArray:
+    """Memory-map a file after checking its header. Nothing is ever unpickled.
 
-    Raises UsageError where it is not a whole .npy file of what a split can hold.
+    Raises UsageError if it is not a complete .npy file with a shape and dtype for a split.
     """
     file = folder / f"{name}.npy"
-    told = f"data.path={folder}: {name}.npy"
+    subject = f"data.path={folder}: {name}.npy"
     try:
         with file.open("rb") as opened:
             version = np.lib.format.read_magic(opened)
@@ -169,30 +173,36 @@ def read(folder: Path, name: str) -> Mapped:
                 header = np.lib.format.read_array_header_1_0(opened)
             else:
                 header = np.lib.format.read_array_header_2_0(opened)
-            start = opened.tell()
-            pages = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+            offset = opened.tell()
+            mapping = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
-        raise UsageError(f"{told} is missing; save it there with numpy.save") from None
+        raise UsageError(f"{subject} is missing; save it there with numpy.save") from None
     except OSError as error:
-        raise UsageError(f"{told} cannot be read ({error.strerror}); save it again") from None
-    except Exception as error:  # numpy has no one class for all that a header can have wrong
+        raise UsageError(f"{subject} cannot be read ({error.strerror}); save it again") from None
+    except Exception as error:  # numpy raises many classes for invalid headers
         reason = " ".join(str(error).split())
-        raise UsageError(f"{told} is no whole .npy file ({reason}); save it again") from None
+        raise UsageError(
+            f"{subject} is not a complete .npy file ({reason}); save it again"
+        ) from None
     shape, fortran, dtype = header
     if name.endswith("_x"):
-        fits, wanted = dtype in (np.float32, np.uint8), "float32 or uint8"
+        supported, expected = dtype in (np.float32, np.uint8), "float32 or uint8"
     else:
-        fits = dtype == np.float32 or (dtype.kind in "iu" and dtype.isnative)
-        wanted = "integers or float32"
-    if not fits:
-        raise UsageError(f"{told} holds {dtype}, expected {wanted}; save it with .astype(...)")
+        supported = dtype == np.float32 or (dtype.kind in "iu" and dtype.isnative)
+        expected = "integers or float32"
+    if not supported:
+        raise UsageError(f"{subject} holds {dtype}, expected {expected}; save it with .astype(...)")
     if not shape or min(shape) < 1:
-        raise UsageError(f"{told} has the shape {shape}, expected at least one row; save it again")
-    if fortran:
-        raise UsageError(f"{told} is in Fortran order; save it with numpy.ascontiguousarray(...)")
-    size = start + math.prod(shape) * dtype.itemsize
-    if len(pages) != size:
         raise UsageError(
-            f"{told} has {len(pages)} bytes, expected {size} by its header; copy it again"
+            f"{subject} has the shape {shape}, expected at least one row; save it again"
         )
-    return Mapped(name, shape, dtype, pages, start)
+    if fortran:
+        raise UsageError(
+            f"{subject} is in Fortran order; save it with numpy.ascontiguousarray(...)"
+        )
+    size = offset + math.prod(shape) * dtype.itemsize
+    if len(mapping) != size:
+        raise UsageError(
+            f"{subject} has {len(mapping)} bytes, its header says {size}; copy it again"
+        )
+    return MappedArray(name, shape, dtype, mapping, offset)

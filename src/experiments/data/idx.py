@@ -26,9 +26,9 @@ class Idx:
 
 
 def read_bytes(path: Path, sha256: str | None = None) -> bytes:
-    """The bytes of a file, whose sha256 must be the given one.
+    """Read a file and compare its sha256 with the given one.
 
-    Raises UsageError naming the file when it is missing, unreadable or not what was expected.
+    Raises UsageError naming the file if it is missing, unreadable or has another sha256.
     """
     try:
         content = path.read_bytes()
@@ -46,47 +46,48 @@ def read_bytes(path: Path, sha256: str | None = None) -> bytes:
     return content
 
 
-def check(path: Path, gzipped: bytes, dimensions: int) -> None:
-    """Check the header of a gzipped idx file of bytes (`path` only names it), and that the length
-    which the gzip trailer tells is the one that the header promises, without unpacking it.
+def check_header(path: Path, gzipped: bytes, dimensions: int) -> None:
+    """Check the header of a gzipped idx file of bytes, and that the length in the gzip trailer
+    matches it, without decompressing the file. `path` is used in messages only.
 
     Raises UsageError saying what was expected and what was found.
     """
-    size = 4 + 4 * dimensions
+    header_size = 4 + 4 * dimensions
     try:
-        unpacking = zlib.decompressobj(GZIP)
-        header = unpacking.decompress(gzipped, size)
-        if len(header) < size and not unpacking.eof:
+        decompressor = zlib.decompressobj(GZIP)
+        header = decompressor.decompress(gzipped, header_size)
+        if len(header) < header_size and not decompressor.eof:
             raise zlib.error("it ends within its header")
     except zlib.error as error:
-        raise UsageError(f"{path}: not a whole gzip file ({error}); copy it again") from None
-    if len(header) < size or header[:4] != bytes((0, 0, UINT8, dimensions)):
+        raise UsageError(f"{path}: not a complete gzip file ({error}); copy it again") from None
+    if len(header) < header_size or header[:4] != bytes((0, 0, UINT8, dimensions)):
         raise UsageError(
             f"{path}: its idx header is {header[:4].hex()}, "
             f"expected 0000{UINT8:02x}{dimensions:02x} (bytes in {dimensions} dimensions)"
         )
     shape = struct.unpack(f">{dimensions}I", header[4:])
-    told = int.from_bytes(gzipped[-4:], "little") - size
-    if told % 2**32 != math.prod(shape) % 2**32:
+    trailer_bytes = int.from_bytes(gzipped[-4:], "little") - header_size
+    if trailer_bytes % 2**32 != math.prod(shape) % 2**32:
         raise UsageError(
-            f"{path}: not a whole gzip file of {shape}, as its header says: its end tells of "
-            f"{told} bytes; copy it again"
+            f"{path}: not a complete gzip file: its header gives the shape {shape}, its gzip "
+            f"trailer {trailer_bytes} bytes; copy it again"
         )
 
 
 def parse(path: Path, gzipped: bytes, dimensions: int) -> Idx:
-    """Unpack a gzipped idx file of bytes; `path` only names it. Raises UsageError as `check` does,
-    and where the file is damaged further on.
+    """Decompress a gzipped idx file of bytes; `path` is used in messages only.
+
+    Raises UsageError as `check_header` does, and if the file is damaged after its header.
     """
-    check(path, gzipped, dimensions)
+    check_header(path, gzipped, dimensions)
     try:
         raw = zlib.decompress(gzipped, GZIP)
     except zlib.error as error:
-        raise UsageError(f"{path}: not a whole gzip file ({error}); copy it again") from None
-    size = 4 + 4 * dimensions
-    shape = struct.unpack(f">{dimensions}I", raw[4:size])
-    if len(raw) - size != math.prod(shape):
+        raise UsageError(f"{path}: not a complete gzip file ({error}); copy it again") from None
+    header_size = 4 + 4 * dimensions
+    shape = struct.unpack(f">{dimensions}I", raw[4:header_size])
+    if len(raw) - header_size != math.prod(shape):
         raise UsageError(
-            f"{path}: holds {len(raw) - size} bytes, its header says {shape}; copy it again"
+            f"{path}: holds {len(raw) - header_size} bytes, its header says {shape}; copy it again"
         )
-    return Idx(shape, memoryview(raw)[size:])
+    return Idx(shape, memoryview(raw)[header_size:])

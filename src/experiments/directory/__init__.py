@@ -1,1 +1,1 @@
-"""A run directory: claimed, locked, recorded, checkpointed, and read back."""
+"""Run directories: claiming, locking, recording, checkpointing and reading them."""

@@ -1,10 +1,10 @@
-"""Checkpoints: saved whole or not at all, verified when loaded, never executed.
+"""Checkpoints: saved atomically, verified when loaded, never unpickled.
 
 A checkpoint is one safetensors file: the tensors by their path (`model.0.weight`,
-`optimizer.state.0.momentum_buffer`), and in its header, as JSON, everything that is no tensor.
-Its name says the rest: where the run stood, whether it was the best so far, and the head of
-its own sha256, since neither safetensors nor torch notices a flipped bit. So there is nothing
-beside it that could disagree with it, and one rename makes it appear.
+`optimizer.state.0.momentum_buffer`), and in its header, as JSON, everything that is not a tensor.
+The file name holds the rest: the position in the run, whether it was the best so far, and the
+first 16 digits of the file's sha256, since neither safetensors nor torch detects a flipped bit.
+So no other file can contradict a checkpoint, and a single rename publishes it.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ NAME = re.compile(r"step-(\d{9})-epoch-(\d{5})(-best)?-([0-9a-f]{16})\.safetenso
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """A checkpoint on disk, as its name tells it; they sort by the position in the run."""
+    """A checkpoint on disk, parsed from its file name; sorts by position in the run."""
 
     step: int
     epochs: int
@@ -42,8 +42,8 @@ class Entry:
 class Checkpoints:
     """The checkpoints of one run, and when the next one is due.
 
-    every_steps, every_seconds: between two inside an epoch; None for none.
-    keep: how many of the newest stay on disk; the best stays beside them.
+    every_steps, every_seconds: interval between checkpoints within an epoch; None for no limit.
+    keep: number of newest checkpoints kept on disk, besides the best.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Checkpoints:
         self._saved_at = time.monotonic()
 
     def due(self, step: int, taken: int = 1) -> bool:
-        """Whether a checkpoint is due after this step, the last of so many taken at once."""
+        """Whether a checkpoint is due after `step`, the last of `taken` steps done in one call."""
         if self.every_steps is not None and step % self.every_steps < taken:
             return True
         elapsed = time.monotonic() - self._saved_at
         return self.every_seconds is not None and elapsed >= self.every_seconds
 
     def save(self, step: int, epochs: int, content: dict[str, Any], *, best: bool = False) -> None:
-        """Save dicts, lists, scalars and tensors, nested as they are, as the newest checkpoint.
+        """Save nested dicts, lists, scalars and tensors as the newest checkpoint.
 
-        Raises OSError, with all earlier checkpoints intact, when the disk is full or broken.
+        Raises OSError, with all earlier checkpoints intact, if the disk is full or fails.
         """
         if not self.directory.exists():
             self.directory.mkdir()
@@ -77,21 +77,21 @@ class Checkpoints:
         name = f"step-{step:09d}-epoch-{epochs:05d}{'-best' * best}-{digest}.safetensors"
         new = Entry(step, epochs, best, digest, self.directory / name)
         durable.write(new.file, data)
-        # what lies ahead is of a future given up: a damaged checkpoint that was passed over
+        # checkpoints ahead of this position are damaged ones that `load` skipped: remove them
         position = (step, epochs)
         past = [old for old in self.entries() if (old.step, old.epochs) < position] + [new]
         kept = past[-self.keep :] + [old for old in past if old.best][-1:]
         for entry in set(self.entries()) - set(kept):
             entry.file.unlink()
-        for left_by_a_kill in self.directory.glob(".step-*.tmp"):
-            left_by_a_kill.unlink()
+        for left_by_kill in self.directory.glob(".step-*.tmp"):
+            left_by_kill.unlink()
         self._saved_at = time.monotonic()
 
     def load(self, which: Literal["last", "best"] = "last") -> dict[str, Any] | None:
-        """The last or the best checkpoint as it was saved, tensors on the CPU; None for none.
+        """The content of the last or best checkpoint, tensors on the CPU; None if there is none.
 
-        A damaged one is passed over, with a warning, for the one before it. Raises UsageError
-        when all are damaged.
+        A damaged checkpoint is skipped, with a warning, for the one before it. Raises UsageError
+        if all are damaged.
         """
         entries = [entry for entry in self.entries() if which == "last" or entry.best]
         for entry in reversed(entries):
@@ -122,7 +122,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def restoring(path: Path) -> Iterator[None]:
-    """Tell a checkpoint that does not fit the run's parts in one line, as UsageError."""
+    """Convert errors from a checkpoint that does not fit the run's parts to a UsageError."""
     try:
         yield
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -137,12 +137,12 @@ def serialize(content: dict[str, Any]) -> bytes:
 
     def pack(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
-            # safetensors refuses tied and non-contiguous tensors
+            # safetensors rejects tied and non-contiguous tensors
             storage = value.untyped_storage().data_ptr()
             tied = storage in seen
             seen.add(storage)
             plain = value.detach().cpu().contiguous()
-            # names with dots, 0 beside "0", and the one that safetensors keeps for itself
+            # paths collide for keys with dots, and for 0 and "0"; safetensors reserves __metadata__
             while path in tensors or path == "__metadata__":
                 path += "'"
             tensors[path] = plain.clone() if tied else plain
@@ -161,9 +161,9 @@ def serialize(content: dict[str, Any]) -> bytes:
 
 
 def deserialize(data: bytes) -> dict[str, Any]:
-    """What `serialize` was given. Builds nothing but dicts, lists, tuples, scalars and tensors.
+    """The inverse of `serialize`. Builds only dicts, lists, tuples, scalars and tensors.
 
-    Raises ValueError when the bytes are no checkpoint.
+    Raises ValueError if the bytes are not a checkpoint.
     """
     try:
         tensors = safetensors.torch.load(data)

@@ -1,4 +1,4 @@
-"""Who owns a run directory: claimed once by mkdir, locked for as long as a process runs in it."""
+"""Ownership of a run directory: claimed by mkdir, then held by an advisory lock (flock)."""
 
 import contextlib
 import fcntl
@@ -9,25 +9,25 @@ from pathlib import Path
 
 from experiments.errors import UsageError
 
-LOCK_SECONDS = 2.0  # a process that was killed a moment ago may still hold the lock
+LOCK_SECONDS = 2.0  # timeout: a process that was just killed may still hold the lock
 
 
 @contextlib.contextmanager
 def explain_mkdir_errors(path: Path, key: str) -> Iterator[None]:
-    """Tell in one line, as UsageError, that a directory cannot be made."""
+    """Convert the OSError of a directory that cannot be created to a UsageError."""
     try:
         yield
     except OSError as error:
         raise UsageError(
-            f"{key}={path}: cannot be made ({error.strerror}); name one that can be written"
+            f"{key}={path}: cannot be created ({error.strerror}); choose a writable one"
         ) from None
 
 
 def claim(path: Path, *, exact: bool) -> Path:
-    """Make a directory for a run that no other run has or gets; returns its path.
+    """Create a directory that no other run has or can claim; returns its path.
 
-    With `exact` (the person named it) it may exist, but must not hold a run; else the first
-    free one of `path`, `path-2`, `path-3`, ... is made. Raises UsageError when it cannot be.
+    With `exact` (the user chose it) `path` may exist, but must not hold a run; otherwise the first
+    free one of `path`, `path-2`, `path-3`, ... is created. Raises UsageError if that fails.
     """
     with explain_mkdir_errors(path, "hydra.run.dir"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,15 +46,15 @@ def claim(path: Path, *, exact: bool) -> Path:
 
 
 def ensure_no_run(path: Path) -> None:
-    """Raise UsageError where a directory holds a run."""
+    """Raise UsageError if a directory holds a run."""
     if (path / "run.json").exists():
         raise UsageError(
-            f"hydra.run.dir={path}: holds a run already; name another or resume={path}"
+            f"hydra.run.dir={path}: already holds a run; choose another or use resume={path}"
         )
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process runs in a directory at this moment."""
+    """Whether a process holds the lock of a directory."""
     try:
         os.close(lock_directory(path))
     except UsageError:
@@ -62,22 +62,23 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def lock_directory(path: Path, patience: float = 0.0) -> int:
-    """Lock a directory for as long as this process lives; the kernel lets go when it dies.
+def lock_directory(path: Path, timeout: float = 0.0) -> int:
+    """Take the advisory lock of a directory; the kernel releases it when this process dies.
 
-    patience: seconds to wait for another process that holds it. Raises UsageError.
+    timeout: seconds to wait if another process holds it.
+    Returns the file descriptor that holds the lock. Raises UsageError if it cannot be taken.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UsageError(f"{path}: cannot be opened ({error.strerror}); name a directory") from None
-    until = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return descriptor
         except OSError:
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline:
                 os.close(descriptor)
                 raise UsageError(
                     f"{path}: another process is running it; wait for it or stop it"
@@ -86,15 +87,15 @@ def lock_directory(path: Path, patience: float = 0.0) -> int:
 
 
 def remove_temporary_files(path: Path) -> None:
-    """Remove the temporary files that a killed process left in a directory; call with its lock."""
-    for left in path.glob(".*.tmp"):
-        left.unlink()
+    """Remove temporary files left by a killed process; the caller must hold the lock."""
+    for file in path.glob(".*.tmp"):
+        file.unlink()
 
 
 def reject_symlinks(path: Path) -> None:
-    """Raise UsageError where a file in a run directory leads elsewhere: who goes on with the run
-    would write there.
+    """Raise UsageError if a run directory contains a symlink: resuming the run could write to its
+    target, outside the directory.
     """
     link = next((file for file in path.rglob("*") if file.is_symlink()), None)
     if link is not None:
-        raise UsageError(f"{link}: is a symbolic link, which may lead anywhere; copy what it means")
+        raise UsageError(f"{link}: is a symbolic link; replace it with a copy of its target")

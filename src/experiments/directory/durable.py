@@ -1,4 +1,4 @@
-"""Files that are either the old or the new one, whole, whatever happens in between."""
+"""Atomic, durable file writes: after a crash a file has its old or its new content."""
 
 import contextlib
 import os
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 def write(path: Path, content: bytes) -> None:
-    """Replace a file so that a crash, at any moment, leaves the old content or the new.
+    """Replace a file so that a crash at any moment leaves either the old content or the new.
 
-    The bytes are flushed to disk under a temporary name in the same directory before the name
-    moves, and the directory is flushed after it. Raises OSError, with the old file untouched
-    and the temporary one gone, when the disk is full or broken.
+    The bytes are flushed to a temporary file in the same directory before it is renamed, and the
+    directory is flushed after that. Raises OSError, with the old file untouched and the temporary
+    one removed, if the disk is full or fails.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,7 +27,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Flush a directory's names to disk."""
+    """Flush a directory's entries to disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

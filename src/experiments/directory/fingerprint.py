@@ -1,4 +1,4 @@
-"""What tells two sets of tensors apart: their names, dtypes, shapes and every bit."""
+"""Fingerprints of sets of tensors: hashes of their names, dtypes, shapes and bytes."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -10,9 +10,9 @@ PIECE = 1 << 24  # bytes
 
 
 def fingerprint(tensors: Mapping[str, Tensor], release: Callable[[], None] = lambda: None) -> str:
-    """sha256 over the name, dtype, shape and bytes of each tensor, in the order of the names.
+    """sha256 of the name, dtype, shape and bytes of each tensor, sorted by name.
 
-    release: called now and then, gives back the memory of what was read.
+    release: called after each chunk of 16 MiB, to release the pages of a mapped file.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -21,7 +21,7 @@ def fingerprint(tensors: Mapping[str, Tensor], release: Callable[[], None] = lam
         flat = tensor.reshape(-1)
         if flat.numel() > 0 and flat.stride(0) != 1:
             flat = flat.clone(memory_format=torch.contiguous_format)
-        for piece in flat.view(torch.uint8).split(PIECE):
-            digest.update(piece.numpy().data)
+        for chunk in flat.view(torch.uint8).split(PIECE):
+            digest.update(chunk.numpy().data)
             release()
     return digest.hexdigest()

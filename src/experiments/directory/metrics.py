@@ -1,4 +1,4 @@
-"""metrics.jsonl, read back."""
+"""Reads metrics.jsonl."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ METRICS = "metrics.jsonl"
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of metrics.jsonl, in the order in which they were logged.
 
-    A last line without an end, as a killed process leaves it, is passed over.
+    A last line without a newline, as a killed process may leave it, is skipped.
     """
     try:
         lines = (path / METRICS).read_bytes().splitlines(keepends=True)
@@ -19,7 +19,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def rows_by_step(lines: list[dict[str, float]]) -> list[dict[str, float]]:
-    """One row a step out of the lines of metrics.jsonl."""
+    """Merge the lines of metrics.jsonl into one row per step."""
     rows: dict[float, dict[str, float]] = {}
     for line in lines:
         rows.setdefault(line["step"], {}).update(line)

@@ -1,8 +1,8 @@
-"""How paths are shown."""
+"""Formatting of paths for output."""
 
 from pathlib import Path
 
 
 def display_path(path: Path) -> str:
-    """A path as one would type it here: relative where it lies below the working directory."""
+    """A path relative to the working directory if it is below it, else unchanged."""
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

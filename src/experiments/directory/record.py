@@ -1,12 +1,12 @@
-"""The run directory, and `run.json`, which says what the run was and how it went.
+"""The run directory, and `run.json`, the record of the run's inputs, state and results.
 
-    .hydra/         what Hydra composed: config, overrides, its own settings
-    config.yaml     the same config resolved: plain values, enough to build everything again
+    .hydra/         as composed by Hydra: config, overrides, Hydra's settings
+    config.yaml     the same config resolved: plain values, sufficient to rebuild everything
     run.json        state, times, versions, fingerprints, best and last metrics
-    git.diff        the difference from the commit, where there is one
-    metrics.jsonl   every number that was logged, with every bit
+    git.diff        uncommitted changes, if any
+    metrics.jsonl   every logged number, in full precision
     events.*        the same for TensorBoard
-    checkpoints/    what a resumed run continues from
+    checkpoints/    the state from which a resumed run continues
 
 Imports no torch.
 """
@@ -35,7 +35,7 @@ from experiments.directory.claim import (
 from experiments.directory.environment import git_state, packages
 from experiments.errors import UsageError
 
-# What run.json has from the first moment on, and what comes to it.
+# The keys of run.json with their types: present from the start, and added during the run.
 RECORDED = {
     "state": str,
     "seconds": float,
@@ -51,11 +51,11 @@ RECORDED = {
 }
 ADDED = dict.fromkeys(("environment", "data", "weights", "metrics"), dict)
 State = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
-COMPLETED = ("finished", "diverged", "pruned")  # a sweep that continues keeps these
+COMPLETED = ("finished", "diverged", "pruned")  # states that a continued sweep keeps
 
 
 class Run:
-    """A run directory that this process owns: it alone holds the directory's lock."""
+    """A run directory whose lock this process holds."""
 
     def __init__(self, path: Path, lock: int, record: dict[str, Any]) -> None:
         self.path = path
@@ -64,14 +64,14 @@ class Run:
         self._clock = time.monotonic()
 
     def update(self, **changes: Any) -> None:
-        """Change fields of run.json, on disk, atomically."""
+        """Update fields of run.json atomically."""
         now = time.monotonic()
         self.record |= {"seconds": self.record["seconds"] + now - self._clock, **changes}
         self._clock = now
         durable.write(self.path / "run.json", json.dumps(self.record, indent=2).encode() + b"\n")
 
     def end(self, state: State, error: str | None = None) -> None:
-        """Write the last state, an error's traceback beside it, and give the directory free."""
+        """Record the final state, with the error in error.txt, and release the lock."""
         if error is not None:
             durable.write(self.path / "error.txt", error.encode())
         self.update(state=state, ended=_now(), **({"error": error} if error else {}))
@@ -79,9 +79,9 @@ class Run:
 
 
 def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
-    """Own a claimed directory and write what is known before the run: config.yaml, run.json.
+    """Lock a claimed directory and write config.yaml, run.json and git.diff.
 
-    Raises UsageError when another process owns it or it holds a run.
+    Raises UsageError if another process holds the lock or the directory holds a run.
     """
     lock = lock_directory(path, LOCK_SECONDS)
     ensure_no_run(path)
@@ -118,13 +118,13 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
 
 
 def config_text(config: dict[str, Any]) -> bytes:
-    """A resolved config as its config.yaml; floats keep every bit."""
+    """A resolved config as the text of config.yaml; floats keep full precision."""
     return yaml.safe_dump(config, sort_keys=False).encode()
 
 
 def same_config(file: Path, text: bytes) -> bool:
-    """Whether a config.yaml holds the config of a text, made by `config_text`; a module that has
-    moved since is the same under its old name.
+    """Whether a config.yaml equals a text made by `config_text`, where the old and the new name of
+    a moved module count as equal.
     """
     saved = file.read_bytes()
     for old, new in MOVED.items():
@@ -133,10 +133,10 @@ def same_config(file: Path, text: bytes) -> bool:
 
 
 def record_end(path: Path, state: State, error: str | None = None) -> dict[str, Any]:
-    """Write into a run directory how its run ended, where its own process could not or did not
-    know, and return its record. One that had come to its end keeps it.
+    """Record the final state of a run on behalf of its process, which died or does not know it;
+    returns the record. A finished or diverged run keeps its state.
 
-    Raises UsageError where another process runs it or run.json cannot be read.
+    Raises UsageError if another process holds the lock or run.json cannot be read.
     """
     lock = lock_directory(path, LOCK_SECONDS)
     run = Run(path, lock, read_record(path))
@@ -148,9 +148,9 @@ def record_end(path: Path, state: State, error: str | None = None) -> dict[str, 
 
 
 def reopen(path: Path) -> Run:
-    """Own the directory of a run that is not finished, to go on with it.
+    """Lock the directory of an unfinished run, to resume it.
 
-    Raises UsageError when there is none, another process owns it, or it has symbolic links.
+    Raises UsageError if it holds no run, another process holds the lock, or it contains symlinks.
     """
     lock = lock_directory(path, LOCK_SECONDS)
     reject_symlinks(path)
@@ -164,7 +164,7 @@ def reopen(path: Path) -> Run:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The run.json of a run directory. Raises UsageError where there is none."""
+    """The run.json of a run directory. Raises UsageError if it is missing or malformed."""
     try:
         record = json.loads((path / "run.json").read_bytes())
         if not isinstance(record, dict) or record.get("schema") != 1:
@@ -173,7 +173,7 @@ def read_record(path: Path) -> dict[str, Any]:
             raise ValueError(f"{', '.join(missing)} missing")
         for key, kind in (RECORDED | ADDED).items():
             if key in record and not isinstance(record[key], kind):
-                raise ValueError(f"{key} is no {kind.__name__}")
+                raise ValueError(f"{key} is not a {kind.__name__}")
     except FileNotFoundError:
         raise UsageError(f"{path}: holds no run, there is no run.json in it") from None
     except (OSError, RecursionError, ValueError) as error:
@@ -182,5 +182,5 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _now() -> str:
-    """The time, UTC, ISO 8601, to the millisecond."""
+    """The current UTC time, ISO 8601 with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

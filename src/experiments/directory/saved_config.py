@@ -1,4 +1,4 @@
-"""The config of a run directory that may come from anywhere, read without executing anything."""
+"""Reads the saved config of an untrusted run directory without executing anything."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,27 +12,28 @@ from experiments.directory.claim import reject_symlinks
 from experiments.directory.trust import check_names
 from experiments.errors import UsageError
 
-LARGEST_CONFIG = 1_000_000  # bytes
-DEEPEST_CONFIG = 30  # mappings and lists
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 30  # nested mappings and lists
 
 
 def read_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:
-    """The resolved config of a run directory, checked against the schema and for what it names.
+    """The resolved config of a run directory, with its values and the names in it checked.
 
-    Imports no torch; call `trust.check_objects` before anything is built. Raises UsageError.
+    Imports no torch; call `trust.check_objects` before building anything. Raises UsageError if
+    the config is missing, malformed, or violates the schema or the trust rules.
     """
     file = path / "config.yaml"
     if not file.exists():
         raise UsageError(f"{path}: holds no run, there is no config.yaml in it")
     reject_symlinks(path)
     try:
-        text = file.read_bytes()[: LARGEST_CONFIG + 1].decode()
-        if len(text) > LARGEST_CONFIG:
-            raise ValueError(f"more than {LARGEST_CONFIG} bytes")
+        text = file.read_bytes()[: MAX_BYTES + 1].decode()
+        if len(text) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
         check_events(yaml.parse(text, yaml.SafeLoader))
         config = yaml.safe_load(text)
         if not isinstance(config, dict):
-            raise ValueError("it is no mapping")
+            raise ValueError("it is not a mapping")
         check_plain(config)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
@@ -43,8 +44,8 @@ def read_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:
 
 
 def check_events(events: Iterable[yaml.Event]) -> None:
-    """Raise ValueError, before anything is made of a YAML text, for what takes for ever to read:
-    aliases of aliases, and nesting without end. A resolved config has neither.
+    """Raise ValueError, before a YAML text is loaded, for aliases and deep nesting, which can take
+    exponential time or exhaust the stack. A resolved config has neither.
     """
     depth = 0
     for event in events:
@@ -52,13 +53,13 @@ def check_events(events: Iterable[yaml.Event]) -> None:
             raise ValueError("it has YAML aliases")
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST_CONFIG:
-            raise ValueError(f"it is nested more than {DEEPEST_CONFIG} deep")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
 
 def check_plain(node: object) -> None:
-    """Raise ValueError for what a resolved config does not hold: references, and what YAML's tags
-    make besides mappings, lists and scalars.
+    """Raise ValueError for anything that a resolved config cannot contain: references, and objects
+    from YAML tags other than mappings, lists and scalars.
     """
     if isinstance(node, dict):
         for key, value in node.items():
@@ -68,6 +69,6 @@ def check_plain(node: object) -> None:
         for value in node:
             check_plain(value)
     elif isinstance(node, str) and "${" in node:
-        raise ValueError(f"it has a reference, {node}, and should be resolved")
+        raise ValueError(f"it has an unresolved reference, {node}")
     elif not isinstance(node, str | int | float | None):
-        raise ValueError(f"it holds a {type(node).__name__}")
+        raise ValueError(f"it contains a {type(node).__name__}")

@@ -1,4 +1,4 @@
-"""Every number goes through `Tracker.log` once and lands in TensorBoard and in metrics.jsonl.
+"""Metrics logging: `Tracker.log` writes every number to TensorBoard and to metrics.jsonl.
 
 Tags are `loss/train`, `loss/train_epoch`, `loss/valid`, `accuracy/valid`, `lr`, `throughput`
 (rows per second), `loss/test`, `accuracy/test`; steps are optimizer steps.
@@ -31,12 +31,12 @@ EVENTS = "events.out.tfevents."
 
 
 class Tracker:
-    """The open files of a run, both at the same point after every call.
+    """The open log files of a run, in step with each other after every call.
 
-    A fresh run begins at step 0; a resumed one is given the `positions` of its checkpoint, and
-    what was written behind them is cut off. TensorBoard reads a torn record as the end of its
-    file and keeps the points that a live server has already read, so a resumed run goes on in
-    a new file, whose name sorts later and which begins by taking back later steps.
+    A new run starts at step 0. A resumed one passes the `positions` (file sizes) of its checkpoint,
+    and its files are truncated to them. TensorBoard takes a torn record for the end of a file, and
+    a live server keeps the points it has read, so a resumed run writes to a new file, which sorts
+    after the others and starts with a session log that discards later steps.
     """
 
     def __init__(self, directory: Path, step: int = 0, positions: Mapping[str, int] | None = None):
@@ -49,13 +49,13 @@ class Tracker:
         self._events: BinaryIO = next_file.open("xb")
         self._records = RecordWriter(self._events)
         self._write(Event(file_version="brain.Event:2"))
-        # takes back what a live server has read of this step and later ones
+        # makes a live server discard the later steps that it has read
         restart = SessionLog(status=SessionLog.START)
         self._write(Event(step=step + 1 if positions else 0, session_log=restart))
         self._events.flush()
 
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Log numbers of one step, which belongs to the given epoch, counted from 1."""
+        """Log metrics of one step; `epoch` is the epoch it belongs to, counted from 1."""
         line = {"step": step, "epoch": epoch, **metrics}
         self._metrics.write(json.dumps(line).encode() + b"\n")
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
@@ -63,7 +63,7 @@ class Tracker:
         self._flush()
 
     def text(self, tag: str, markdown: str) -> None:
-        """Show a text in TensorBoard, as markdown, at step 0."""
+        """Log a markdown text to TensorBoard at step 0."""
         value = Summary.Value(
             tag=tag,
             metadata=text_metadata.create_summary_metadata(tag, ""),
@@ -73,10 +73,10 @@ class Tracker:
         self._flush()
 
     def hparams(self, values: Mapping[str, bool | float | str]) -> None:
-        """Make the run a row of TensorBoard's HParams tab, with these values.
+        """Add the run to TensorBoard's HParams tab, with these values.
 
-        The record stands among the run's own events, so there is no sub-run for it; without an
-        experiment record TensorBoard finds the columns of all runs by itself.
+        The record is written to the run's own events file, which avoids a sub-run; without an
+        experiment record TensorBoard infers the columns from all runs.
         """
         info = SessionStartInfo(start_time_secs=time.time())
         for name, value in values.items():
@@ -91,7 +91,7 @@ class Tracker:
         )
 
     def hparams_end(self, *, success: bool) -> None:
-        """Close the run's row in the HParams tab. TensorBoard keeps the first end it reads."""
+        """Set the final status of the run's row. TensorBoard keeps the first one it reads."""
         status = Status.Value("STATUS_SUCCESS" if success else "STATUS_FAILURE")
         info = SessionEndInfo(end_time_secs=time.time(), status=status)
         self._hparams_record(hparams.SESSION_END_INFO_TAG, HParamsPluginData(session_end_info=info))
@@ -103,7 +103,7 @@ class Tracker:
         self._flush()
 
     def sync(self) -> dict[str, int]:
-        """Flush all to disk; returns the size of every file, for a checkpoint to go back to."""
+        """Flush to disk; returns the size of each file in bytes: a checkpoint's `positions`."""
         for file in (self._metrics, self._events):
             file.flush()
             os.fsync(file.fileno())
@@ -111,7 +111,7 @@ class Tracker:
         return {name: (self.directory / name).stat().st_size for name in files}
 
     def close(self) -> None:
-        """Close the files; nothing can be logged after it."""
+        """Close the files."""
         self._metrics.close()
         self._events.close()
 
@@ -125,8 +125,8 @@ class Tracker:
 
 
 def log_image(directory: Path, tag: str, step: int, png: bytes) -> None:
-    """Show a picture in TensorBoard beside a run's curves, in an events file of its own."""
-    width, height = struct.unpack(">II", png[16:24])  # of the IHDR chunk, which comes first
+    """Log an image to TensorBoard for a run, in a separate events file."""
+    width, height = struct.unpack(">II", png[16:24])  # in the IHDR chunk, which comes first
     image = Summary.Image(width=width, height=height, encoded_image_string=png)
     summary = Summary(value=[Summary.Value(tag=tag, image=image)])
     with next_events_file(directory).open("xb") as file:
@@ -137,16 +137,16 @@ def log_image(directory: Path, tag: str, step: int, png: bytes) -> None:
 
 
 def next_events_file(directory: Path) -> Path:
-    """The events file that TensorBoard reads after all that are there."""
-    before = sorted(file.name for file in directory.glob(EVENTS + "*"))
-    number = int(before[-1].removeprefix(EVENTS)) + 1 if before else 0
+    """A new events file, which TensorBoard reads after all existing ones."""
+    names = sorted(file.name for file in directory.glob(EVENTS + "*"))
+    number = int(names[-1].removeprefix(EVENTS)) + 1 if names else 0
     return directory / f"{EVENTS}{number:04d}"
 
 
 def truncate(file: Path, size: int) -> None:
-    """Shorten a file to a size it has had: 0 where it was not there yet.
+    """Truncate a file to an earlier size; 0 if it did not exist yet.
 
-    It stays there all the same: a live TensorBoard whose file vanishes reads no later one.
+    It is not deleted then: a live TensorBoard whose file vanishes reads no later one.
     """
     if file.exists():
         os.truncate(file, size)

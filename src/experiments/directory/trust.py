@@ -1,8 +1,8 @@
-"""What a run directory from anywhere may ask to have built.
+"""Restricts what an untrusted run directory may build.
 
-A saved config names what it is made of by `_target_`, and instantiating calls it. So that a
-stranger's directory executes nothing, a name must lie in a few modules before anything is
-imported, and what it leads to must be of the kind that its place in the config expects.
+Instantiating a saved config calls its `_target_`s. So that an untrusted config cannot execute
+arbitrary code, a target's name must be in one of a few allowed modules, which is checked before
+anything is imported, and the object must be of the kind that its group expects.
 """
 
 import importlib
@@ -12,8 +12,8 @@ from typing import Any
 
 from experiments.errors import UsageError
 
-# Where each group's targets may lie, besides the modules that the person trusts.
-HOMES: Mapping[str, tuple[str, ...]] = {
+# The modules that targets of each group may come from, besides those passed with --trust.
+ALLOWED_MODULES: Mapping[str, tuple[str, ...]] = {
     "data": ("experiments.data",),
     "loader": ("experiments.data.loaders",),
     "model": ("experiments.training.models", "torch.nn"),
@@ -24,22 +24,23 @@ HOMES: Mapping[str, tuple[str, ...]] = {
 
 
 def check_names(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
-    """Raise UsageError for a `_target_` outside the homes of its group; imports nothing."""
+    """Raise UsageError for a `_target_` outside its group's allowed modules; imports nothing."""
     for group, node in config.items():
         for key, target in targets(node, group):
-            homes = (*HOMES.get(group, ()), *trusted)
-            if not isinstance(target, str) or not any(_inside(target, home) for home in homes):
+            allowed = (*ALLOWED_MODULES.get(group, ()), *trusted)
+            if not isinstance(target, str) or not any(_is_in(target, name) for name in allowed):
                 raise UsageError(
-                    f"{key}={target}: not built from a saved run, since it is none of "
-                    f"{', '.join(homes) or 'the groups'}; --trust MODULE if you know it"
+                    f"{key}={target}: not built from a saved run, which may only use "
+                    f"{', '.join(allowed) or 'no target'} here; pass --trust MODULE to allow it"
                 )
 
 
 def check_objects(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
-    """Raise UsageError for a `_target_` that leads to something else than a part of its group.
+    """Raise UsageError for a `_target_` that is not the kind of object its group builds from.
 
-    A torch name must be a module, optimizer or scheduler class, one of ours a function or class
-    of the very module it names: torch.nn also holds loaders, and modules hold other modules.
+    A torch name must be a module, optimizer or scheduler class, since torch.nn also contains
+    loaders. One of ours must be a function or class defined in the module that it names, since a
+    module's attributes include imported modules.
     """
     from torch.nn import Module
     from torch.optim import Optimizer
@@ -47,23 +48,23 @@ def check_objects(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
 
     for group, node in config.items():
         for key, target in targets(node, group):
-            if any(_inside(target, module) for module in trusted):
+            if any(_is_in(target, module) for module in trusted):
                 continue
             found = locate(target)
-            home = str(getattr(found, "__module__", ""))
+            module_name = str(getattr(found, "__module__", ""))
             if target.startswith("torch."):
                 parts = (Module, Optimizer, LRScheduler)
-                at_home = _inside(home, "torch.nn") or _inside(home, "torch.optim")
-                fits = at_home and inspect.isclass(found) and issubclass(found, parts)
+                allowed = _is_in(module_name, "torch.nn") or _is_in(module_name, "torch.optim")
+                fits = allowed and inspect.isclass(found) and issubclass(found, parts)
             else:
-                written_here = home == target.rpartition(".")[0]
-                fits = written_here and (inspect.isfunction(found) or inspect.isclass(found))
+                defined_there = module_name == target.rpartition(".")[0]
+                fits = defined_there and (inspect.isfunction(found) or inspect.isclass(found))
             if not fits:
                 raise UsageError(f"{key}={target}: not a {group}, so not built from a saved run")
 
 
 def targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every (dotted key, value) of a `_target_` in a nested config."""
+    """Every `_target_` in a nested config as (dotted key, value)."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key == "_target_":
@@ -76,7 +77,7 @@ def targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def locate(target: str) -> object:
-    """What a dotted name stands for; None where it stands for nothing."""
+    """The object with a dotted name; None if there is none."""
     parts = target.split(".")
     for split in range(len(parts) - 1, 0, -1):
         try:
@@ -89,5 +90,5 @@ def locate(target: str) -> object:
     return None
 
 
-def _inside(name: str, module: str) -> bool:
+def _is_in(name: str, module: str) -> bool:
     return name.startswith(module + ".")

@@ -1,1 +1,1 @@
-"""Many runs as rows, tables and pictures; imports no torch."""
+"""Comparing runs: rows, tables and plots. Imports no torch."""

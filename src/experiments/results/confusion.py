@@ -1,25 +1,25 @@
-"""A confusion matrix as figures for each class and as a picture. Imports no torch."""
+"""Per-class metrics and a plot of a confusion matrix. Imports no torch."""
 
 import io
 from typing import Any
 
 
-def class_figures(matrix: list[list[int]]) -> list[dict[str, float]]:
-    """Rows, precision, recall and F1 of each class; 0 where a ratio has nothing below it.
+def class_metrics(matrix: list[list[int]]) -> list[dict[str, float]]:
+    """Support, precision, recall and F1 of each class; 0 where a ratio's denominator is 0.
 
-    matrix: rows are targets, columns predictions
+    matrix: (classes, classes) counts; rows are targets, columns predictions
     """
-    figures = []
+    metrics = []
     for number, row in enumerate(matrix):
-        hits, rows, chosen = row[number], sum(row), sum(other[number] for other in matrix)
-        figures.append({
+        hits, rows, predicted = row[number], sum(row), sum(other[number] for other in matrix)
+        metrics.append({
             "class": number,
             "rows": rows,
-            "precision": hits / chosen if chosen else 0.0,
+            "precision": hits / predicted if predicted else 0.0,
             "recall": hits / rows if rows else 0.0,
-            "f1": 2 * hits / (rows + chosen) if rows + chosen else 0.0,
+            "f1": 2 * hits / (rows + predicted) if rows + predicted else 0.0,
         })  # fmt: skip
-    return figures
+    return metrics
 
 
 def confusion_picture(report: dict[str, Any]) -> bytes:
@@ -38,7 +38,7 @@ def confusion_picture(report: dict[str, Any]) -> bytes:
         xticks=classes,
         yticks=classes,
     )
-    # on one scale with the right ones, the mistakes could not be told apart
+    # on one scale with the correct predictions, the mistakes would all have the same colour
     worst = max(map(max, mistakes))
     axes.imshow(mistakes, cmap="Oranges", vmax=1.5 * max(worst, 1))  # dark text stays legible
     if len(matrix) <= 20:

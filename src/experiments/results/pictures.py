@@ -1,4 +1,4 @@
-"""The picture of a comparison: the swept keys against the monitored number, and the loss curves."""
+"""The plot of a comparison: the monitored value over the swept keys, and the loss curves."""
 
 import io
 import math
@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 from experiments.directory.metrics import read_metrics
 from experiments.results.rows import Row, value_of
 
-CURVES = 24  # runs whose curves are drawn, the best first: more cannot be told apart
-LINES = 300  # runs in parallel coordinates
-TICKS = 16  # values of a key that are written out
+MAX_CURVES = 24  # the best runs: more curves could not be told apart
+MAX_LINES = 300  # runs in parallel coordinates
+MAX_TICKS = 16  # labelled values of a key
 
 
 def results_picture(rows: Sequence[Row], keys: Sequence[str]) -> bytes:
-    """A PNG: a heatmap for two swept keys, a line for one, parallel coordinates for more, and
-    beside it the validation loss of the best runs over their steps.
+    """A PNG with two plots: the swept keys (a line plot of one, a heatmap of two, parallel
+    coordinates of more), and the validation loss of the best runs over their steps.
     """
     figure = Figure(figsize=(13, 5.5), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -31,8 +31,8 @@ def results_picture(rows: Sequence[Row], keys: Sequence[str]) -> bytes:
         draw_parallel(figure, left, rows, keys, monitor)
     else:
         left.barh(
-            [row.path.name for row in rows[:CURVES]][::-1],
-            [score(row) for row in rows[:CURVES]][::-1],
+            [row.path.name for row in rows[:MAX_CURVES]][::-1],
+            [score(row) for row in rows[:MAX_CURVES]][::-1],
         )
         left.set_xlabel(f"best {monitor}")
     draw_curves(right, rows, keys)
@@ -42,14 +42,14 @@ def results_picture(rows: Sequence[Row], keys: Sequence[str]) -> bytes:
 
 
 def score(row: Row) -> float:
-    """The best monitored number of a run; NaN where it has none or did not end well."""
+    """The best monitored value of a run; NaN if it has none, failed or diverged."""
     if row.state in ("failed", "diverged"):
         return math.nan
     return float(row.best.get(row.monitor, math.nan))
 
 
 def values_of(rows: Sequence[Row], key: str) -> list[str]:
-    """The values of a key in the rows, numbers in order of size."""
+    """The distinct values of a key in the rows, sorted, numbers before text."""
     found = {value_of(row, key) for row in rows}
 
     def order(text: str) -> tuple[int, float, str]:
@@ -62,8 +62,8 @@ def values_of(rows: Sequence[Row], key: str) -> list[str]:
 
 
 def ticks(values: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Places on an axis and the values there: all, or evenly chosen ones of many."""
-    step = -(-len(values) // TICKS)
+    """Positions and labels of the ticks: every value, or every n-th of more than MAX_TICKS."""
+    step = -(-len(values) // MAX_TICKS)
     places = list(range(0, len(values), step))
     return places, [values[place] for place in places]
 
@@ -77,7 +77,7 @@ def mean_scores(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[str, ...
 
 
 def draw_line(axes: Any, rows: Sequence[Row], key: str, monitor: str) -> None:
-    """The number over the values of the one key, a point each; a cross where a run has none."""
+    """The mean score over the values of one key; a red cross where it is not finite."""
     values = values_of(rows, key)
     scores = mean_scores(rows, [key])
     heights = [scores[(value,)] for value in values]
@@ -85,7 +85,7 @@ def draw_line(axes: Any, rows: Sequence[Row], key: str, monitor: str) -> None:
     axes.set_xticks(*ticks(values))
     known = [height for height in heights if math.isfinite(height)]
     for place, height in enumerate(heights):
-        if math.isfinite(height) and len(values) <= TICKS:
+        if math.isfinite(height) and len(values) <= MAX_TICKS:
             axes.annotate(
                 f"{height:.4f}", (place, height), xytext=(0, 6), textcoords="offset points"
             )
@@ -97,17 +97,17 @@ def draw_line(axes: Any, rows: Sequence[Row], key: str, monitor: str) -> None:
 def draw_heatmap(
     figure: Figure, axes: Any, rows: Sequence[Row], down: str, across: str, monitor: str
 ) -> None:
-    """The number for each pair of values, written into its field; empty where there is none."""
+    """The mean score of each pair of values; cells without a finite score are blank."""
     ys, xs = values_of(rows, down), values_of(rows, across)
     scores = mean_scores(rows, [down, across])
     grid = [[scores.get((y, x), math.nan) for x in xs] for y in ys]
-    # the better is the darker
+    # darker is better
     image = axes.imshow(
         grid, cmap="Blues_r" if monitor.startswith("loss") else "Blues", aspect="auto"
     )
     known = [height for line in grid for height in line if math.isfinite(height)]
     middle = (min(known) + max(known)) / 2 if known else 0.0
-    for i, line in enumerate(grid if max(len(xs), len(ys)) <= TICKS else []):
+    for i, line in enumerate(grid if max(len(xs), len(ys)) <= MAX_TICKS else []):
         for j, height in enumerate(line):
             dark = (height < middle) == monitor.startswith("loss")
             text = f"{height:.4f}" if math.isfinite(height) else "none"
@@ -121,17 +121,17 @@ def draw_heatmap(
 def draw_parallel(
     figure: Figure, axes: Any, rows: Sequence[Row], keys: Sequence[str], monitor: str
 ) -> None:
-    """A line for each run through its values of all keys, coloured by its rank."""
+    """A line for each run through its values of all keys, coloured by rank."""
     values = {key: values_of(rows, key) for key in keys}
     heights = {
         key: {text: place / max(len(texts) - 1, 1) for place, text in enumerate(texts)}
         for key, texts in values.items()
     }
-    shown = [row for row in rows if math.isfinite(score(row))][:LINES]
+    finite = [row for row in rows if math.isfinite(score(row))][:MAX_LINES]
     colours = colormaps["viridis"]
-    for rank, row in reversed(list(enumerate(shown))):
+    for rank, row in reversed(list(enumerate(finite))):
         line = [heights[key][value_of(row, key)] for key in keys]
-        axes.plot(range(len(keys)), line, color=colours(rank / max(len(shown) - 1, 1)), lw=1.2)
+        axes.plot(range(len(keys)), line, color=colours(rank / max(len(finite) - 1, 1)), lw=1.2)
     for i, key in enumerate(keys):
         for text in ticks(values[key])[1]:
             place = (i, heights[key][text])
@@ -142,8 +142,8 @@ def draw_parallel(
 
 
 def draw_curves(axes: Any, rows: Sequence[Row], keys: Sequence[str]) -> None:
-    """loss/valid over the steps of the best runs."""
-    drawn = [row for row in rows if score(row) == score(row)][:CURVES]
+    """loss/valid of the best runs over their steps."""
+    drawn = [row for row in rows if score(row) == score(row)][:MAX_CURVES]
     for rank, row in enumerate(drawn):
         lines = [line for line in read_metrics(row.path) if "loss/valid" in line]
         steps, losses = [line["step"] for line in lines], [line["loss/valid"] for line in lines]

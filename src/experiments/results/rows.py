@@ -1,4 +1,4 @@
-"""Run directories as rows: what each run was given and what it reached. Imports no torch."""
+"""Run directories as rows: the config, state and metrics of each run. Imports no torch."""
 
 import math
 import os
@@ -16,7 +16,7 @@ from experiments.errors import UsageError
 
 @dataclass(frozen=True)
 class Row:
-    """One run: what it was told and what it reached."""
+    """One run: its config and its results."""
 
     path: Path
     state: str
@@ -28,12 +28,12 @@ class Row:
 
     @property
     def monitor(self) -> str:
-        """The number that ranks it."""
+        """The metric that ranks the run."""
         return str(self.config.get("trainer.monitor", "loss/valid"))
 
     @property
     def rank(self) -> tuple[int, float, str]:
-        """Sorts the better before the worse, runs without a number last."""
+        """A sort key: best first, then failed, pruned and non-finite runs, diverged ones last."""
         value = self.best.get(self.monitor, math.nan)
         if self.state in ("failed", "diverged", "pruned") or not math.isfinite(value):
             return (1 + (self.state == "diverged"), 0.0, str(self.path))
@@ -41,25 +41,25 @@ class Row:
 
 
 def collect(directories: Iterable[Path]) -> list[Row]:
-    """Every run in and below the directories, the best first.
+    """Every run in and below the directories, best first.
 
-    A run that cannot be read is told on standard error and left out. Raises UsageError for a
-    directory that is not there.
+    Unreadable runs are skipped with a line on standard error. Raises UsageError for a missing
+    directory.
     """
     found: dict[Path, Row] = {}
     for directory in directories:
         if not directory.is_dir():
-            raise UsageError(f"{directory}: there is no such directory")
+            raise UsageError(f"{directory}: no such directory")
         for path in run_directories(directory):
             try:
                 found[path] = read(path)
             except UsageError as error:
-                print(f"left out: {error}", file=sys.stderr)
+                print(f"skipped: {error}", file=sys.stderr)
     return sorted(found.values(), key=lambda row: row.rank)
 
 
 def run_directories(directory: Path) -> Iterator[Path]:
-    """The run directories in and below a directory; a run has none inside it."""
+    """The run directories in and below a directory; runs are not nested."""
     for folder, names, files in os.walk(directory):
         if "run.json" in files:
             names.clear()
@@ -69,12 +69,12 @@ def run_directories(directory: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> Row:
-    """The row of one run. Raises UsageError where run.json cannot be read."""
+    """The row of one run. Raises UsageError if run.json cannot be read."""
     record = read_record(path)
     overrides = (override.lstrip("+").partition("=") for override in record["overrides"])
     state = record["state"]
     if state == "running" and not is_locked(path):
-        state = "interrupted"  # it was killed
+        state = "interrupted"  # by a kill, after which nobody updated run.json
     return Row(
         path=path,
         state=state,
@@ -93,7 +93,7 @@ def swept_keys(rows: Sequence[Row]) -> list[str]:
 
 
 def value_of(row: Row, key: str) -> str:
-    """A run's value of a key, or option of a group, as one would write it."""
+    """A run's value of a key, or option of a group, as written on the command line."""
     if key in row.config:
         return format_value(row.config[key])
     return row.overrides.get(key, "default")

@@ -1,4 +1,4 @@
-"""Rows as a ranked table: for a terminal, results.csv and results.png. Imports no torch."""
+"""Rows as a ranked table in a terminal, results.csv and results.png. Imports no torch."""
 
 import csv
 import io
@@ -14,30 +14,30 @@ from experiments.directory.paths import display_path
 from experiments.errors import UsageError
 from experiments.results.rows import Row, swept_keys, value_of
 
-SHOWN = 40  # rows of a table in a terminal; results.csv has all
+MAX_ROWS = 40  # of a table in a terminal; results.csv has all
 METRICS = ("loss/valid", "accuracy/valid")
 
 
 def cells(rows: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Head and body of the table, in full precision, with a column for each of the keys."""
+    """Header and body of the table, in full precision, with a column for each of the keys."""
     head = ["rank", *(keys or ["run"]), "state"]
     head += [f"{which} {metric}" for which in ("best", "last") for metric in METRICS]
     body = []
     for rank, row in enumerate(rows, 1):
-        told = [value_of(row, key) for key in keys] or [display_path(row.path)]
+        values = [value_of(row, key) for key in keys] or [display_path(row.path)]
         numbers = [
             repr(metrics[metric]) if metric in metrics else ""
             for metrics in (row.best, row.last)
             for metric in METRICS
         ]
         epochs = str(row.last.get("epoch", 0))
-        body.append([str(rank), *told, row.state, *numbers, epochs, f"{row.seconds:.1f}"])
+        body.append([str(rank), *values, row.state, *numbers, epochs, f"{row.seconds:.1f}"])
     return [*head, "epochs", "seconds"], body
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The ranked table as text, numbers shortened; failures are red in a terminal."""
-    head, body = cells(rows[:SHOWN], swept_keys(rows))
+    """The ranked table as text, numbers rounded; failures are red in a terminal."""
+    head, body = cells(rows[:MAX_ROWS], swept_keys(rows))
     first, last = head.index("best loss/valid"), head.index("epochs")
     short = [
         [
@@ -53,13 +53,13 @@ def table(rows: Sequence[Row]) -> str:
         text = "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
         red = row.state in ("failed", "diverged") and sys.stdout.isatty()
         lines.append(f"\033[31m{text}\033[0m" if red else text)
-    if len(rows) > SHOWN:
-        lines.append(f"and {len(rows) - SHOWN} more")
+    if len(rows) > MAX_ROWS:
+        lines.append(f"and {len(rows) - MAX_ROWS} more")
     return "\n".join(lines)
 
 
 def shorten(cell: str) -> str:
-    """A number with six digits at most, anything else as it is."""
+    """A number rounded to six significant digits; any other text unchanged."""
     try:
         return f"{float(cell):g}" if len(cell) > 6 else cell
     except ValueError:
@@ -67,7 +67,7 @@ def shorten(cell: str) -> str:
 
 
 def side_by_side(one: Row, other: Row) -> str:
-    """Why two runs differ: their configs and their numbers, where they are not the same."""
+    """The differences between two runs: keys, state and metrics whose values differ."""
     lines = [f"A  {display_path(one.path)}", f"B  {display_path(other.path)}", ""]
     pairs = [("state", one.state, other.state)]
     keys = {**one.config, **other.config}
@@ -91,7 +91,7 @@ def side_by_side(one: Row, other: Row) -> str:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """A row for other programs; what is no number is null, since JSON has no other word."""
+    """A row for JSON; NaN and infinities become null, since JSON has no such numbers."""
     finite = {
         which: {key: number if math.isfinite(number) else None for key, number in metrics.items()}
         for which, metrics in (("best", row.best), ("last", row.last))
@@ -107,19 +107,19 @@ def save(rows: Sequence[Row], into: Path) -> list[Path]:
     csv.writer(text, lineterminator="\n").writerows([[*head, "directory"]] + [
         [*line, str(row.path)] for line, row in zip(body, rows, strict=True)
     ])  # fmt: skip
-    numbers, picture = into / "results.csv", into / "results.png"
+    csv_file, picture = into / "results.csv", into / "results.png"
     content = text.getvalue().encode()
-    # to draw takes longer than all the rest, so it is done once for the same numbers
-    if not (picture.exists() and numbers.exists() and numbers.read_bytes() == content):
+    # plotting takes longer than all the rest, so skip it if the numbers are unchanged
+    if not (picture.exists() and csv_file.exists() and csv_file.read_bytes() == content):
         from experiments.results.pictures import results_picture
 
         write(picture, results_picture(rows, keys))
-        write(numbers, content)
-    return [numbers, picture]
+        write(csv_file, content)
+    return [csv_file, picture]
 
 
 def write(file: Path, content: bytes) -> None:
-    """Write a result. Raises UsageError where the file cannot be written."""
+    """Write a file, creating its directory. Raises UsageError if it cannot be written."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         durable.write(file, content)

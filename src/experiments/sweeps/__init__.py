@@ -1,1 +1,1 @@
-"""Many runs: what is to run, who runs it, and what one sees of it."""
+"""Sweeps: their jobs, the worker pool, the progress view and the hyperparameter search."""

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: what is to run, in which directory, and how far it is. Imports no torch."""
+"""The jobs of a sweep: config, directory and progress of each. Imports no torch."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from experiments.directory.record import COMPLETED, config_text, read_record, sa
 class Job:
     """One run of a sweep: its directory and its progress.
 
-    state: waiting, running, or how it ended: as in run.json, or `duplicate` of another job.
+    state: waiting, running, or a final state: one of run.json's, or `duplicate` of another job.
     """
 
     name: str
@@ -26,22 +26,22 @@ class Job:
     composed: DictConfig
     state: str = "waiting"
     monitor: str = "loss/valid"
-    done: float = 0.0  # fraction of its epochs
+    done: float = 0.0  # fraction of its epochs that are done
     loss: float = math.nan
     accuracy: float = math.nan
     value: float | None = None  # the best of trainer.monitor
     error: str | None = None
     started: float = 0.0  # time.monotonic()
     seconds: float = 0.0
-    reused: bool = False  # it had ended before this command
-    pruned: bool = False  # it was asked to stop, since it does not look promising
+    reused: bool = False  # it had ended before this command started
+    pruned: bool = False  # the pruner has requested its stop
 
 
 def place_job(directory: Path, composed: DictConfig, number: int) -> Job:
-    """Assign a job its directory in the sweep, and find what is left to do there.
+    """Assign a job its directory in the sweep and read the state of the run in it, if any.
 
-    Its name comes from the overrides. A run there with another config (a file of conf/ was
-    changed) is left alone, and a name with a suffix taken.
+    The directory is named after the overrides. If it holds a run with another config (a file in
+    conf/ was changed), that run is left alone and the name gets a suffix.
     """
     config = validate(composed)
     name = run_name(composed.hydra.job.override_dirname)
@@ -66,8 +66,8 @@ def place_job(directory: Path, composed: DictConfig, number: int) -> Job:
 
 
 def job_return(job: Job, overrides: list[str]) -> JobReturn:
-    """What Hydra's sweeper receives of a job: NaN for a failed one, the worst number there is for
-    a diverged one.
+    """The result of a job for Hydra's sweeper: the best value, NaN for a failed job, plus or minus
+    infinity, whichever is worse, for a diverged one.
     """
     returned = JobReturn(
         overrides=list(filter_overrides(overrides)),
@@ -83,8 +83,8 @@ def job_return(job: Job, overrides: list[str]) -> JobReturn:
 
 
 class CachedConfigLoader:
-    """Hydra's config loader, which keeps what it composed for a sweeper's check for the launcher,
-    which composes every job once more.
+    """Hydra's config loader with a cache: a sweeper composes every job to validate it, and the
+    launcher composes it once more.
     """
 
     def __init__(self, loader: ConfigLoader) -> None:
@@ -99,7 +99,7 @@ class CachedConfigLoader:
         return composed
 
     def pop(self, master_config: DictConfig, overrides: list[str]) -> DictConfig:
-        """The composed config of a job, out of the cache where it is there."""
+        """The composed config of a job, removed from the cache if it is there."""
         cached = self._composed.pop(tuple(overrides), None)
         return cached or self._loader.load_sweep_config(master_config, overrides)
 

@@ -26,8 +26,8 @@ FORKING = multiprocessing.get_context("forkserver")
 class Worker:
     """A worker process, the pipe to it and its current job.
 
-    stop_requested: it was asked to stop a run; the signal may reach the next run before that one
-        listens to signals.
+    stop_requested: SIGTERM was sent to stop a run; the signal may arrive in the next run, before
+        that run has installed its signal handlers.
     """
 
     process: Any
@@ -37,28 +37,30 @@ class Worker:
     stop_requested: bool = False
 
 
-def never(job: Job, epoch: int, value: float) -> bool:
-    """Prunes nothing."""
+def never_prune(job: Job, epoch: int, value: float) -> bool:
+    """The pruner of a sweep without pruning."""
     return False
 
 
 @dataclass
 class Pool:
-    """Worker processes that take job after job.
+    """A pool of worker processes, each of which runs one job after the other.
 
-    size: workers at most. should_prune: is given a job, the epochs it has done and its monitored
-    number, and says whether to stop it. on_job_end: is given each job when it has ended.
+    size: maximum number of workers.
+    should_prune: called with a job, its number of finished epochs and its monitored value; returns
+        whether to stop the job.
+    on_job_end: called with each job when it has ended.
     """
 
     size: int
-    should_prune: Callable[[Job, int, float], bool] = never
+    should_prune: Callable[[Job, int, float], bool] = never_prune
     on_job_end: Callable[[Job], None] = lambda job: None
     workers: list[Worker] = field(default_factory=list)
-    retry_queue: list[Job] = field(default_factory=list)  # their worker could not run them
+    retry_queue: list[Job] = field(default_factory=list)  # jobs to run again
     stopping: bool = False
 
     def run(self, waiting: Iterator[Job], view: View, interrupt: Interrupt) -> None:
-        """Keep every worker busy until no job is left, or until a signal has stopped them all."""
+        """Keep all workers busy until every job has ended or a signal has stopped them all."""
         next_job = next(waiting, None)
         while next_job is not None or any(worker.job for worker in self.workers):
             if interrupt.number is not None and not self.stopping:
@@ -71,7 +73,7 @@ class Pool:
             idle = [worker for worker in self.workers if worker.job is None]
             if next_job is not None and (idle or len(self.workers) < self.size):
                 self.assign(next_job, idle[0] if idle else self.add_worker(next_job))
-                # the next one is composed and placed while this one runs
+                # compose and place the next job while this one runs
                 next_job = self.retry_queue.pop() if self.retry_queue else next(waiting, None)
                 continue
             busy = {worker.pipe: worker for worker in self.workers if worker.job is not None}
@@ -81,20 +83,20 @@ class Pool:
             view.refresh()
 
     def add_worker(self, job: Job) -> Worker:
-        """Start a worker; each gets one of the CUDA devices, in turn, where the run may use one."""
+        """Start a worker, on the CUDA device with the fewest workers if the run may use CUDA."""
         devices = 0 if job.composed.trainer.device == "cpu" else cuda_devices()
         taken = [worker.device for worker in self.workers]
         device = min(range(devices), key=taken.count) if devices > 1 else None
-        ours, theirs = FORKING.Pipe()
-        # no daemon: a run's DataLoader may have processes of its own
-        process = FORKING.Process(target=worker_main, args=(theirs, device))
+        parent_end, worker_end = FORKING.Pipe()
+        # not a daemon process: a run's DataLoader may start processes of its own
+        process = FORKING.Process(target=worker_main, args=(worker_end, device))
         process.start()
-        theirs.close()
-        self.workers.append(Worker(process, ours, device))
+        worker_end.close()
+        self.workers.append(Worker(process, parent_end, device))
         return self.workers[-1]
 
     def assign(self, job: Job, worker: Worker) -> None:
-        """Send a job to a worker; it is retried where the worker has just died."""
+        """Send a job to a worker; if the worker has just died, the job goes to the retry queue."""
         try:
             worker.pipe.send(job.composed)
         except OSError:
@@ -105,13 +107,13 @@ class Pool:
         job.state, job.started = "running", time.monotonic()
 
     def receive(self, worker: Worker) -> None:
-        """Receive one message of a worker, or that it has died."""
+        """Handle one message from a worker, or its death."""
         job = worker.job
         assert job is not None
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            message = self.after_death(worker, job)
+            message = self.handle_death(worker, job)
         if message[0] == "progress":
             job.done, job.loss, job.accuracy = message[1:]
         elif message[0] == "epoch":
@@ -126,43 +128,43 @@ class Pool:
             self.end(job, *message[1:])
 
     def end(self, job: Job, state: str, value: float | None, error: str | None) -> None:
-        """Take in how a job ended; one that was stopped by mistake is retried."""
+        """Store how a job ended; a job that was stopped by mistake goes to the retry queue."""
         job.state, job.value, job.error = state, value, error
         job.seconds = time.monotonic() - job.started
         if job.state == "interrupted" and job.pruned:
             job.state = "pruned"
             record.record_end(job.path, "pruned")
         elif job.state == "interrupted" and not self.stopping:
-            # by a signal that was meant for the run before it
+            # the signal was meant for the worker's previous run
             job.state = "waiting"
             self.retry_queue.append(job)
             return
         self.on_job_end(job)
 
-    def after_death(self, worker: Worker, job: Job) -> tuple[Any, ...]:
-        """Remove a dead worker and record its run; returns the message that it did not send."""
+    def handle_death(self, worker: Worker, job: Job) -> tuple[Any, ...]:
+        """Remove a dead worker and record its run; returns the end message that it did not send."""
         worker.process.join()
         self.workers.remove(worker)
         code = worker.process.exitcode
         if code == -signal.SIGTERM and (self.stopping or worker.stop_requested):
-            # before the run listened to signals
+            # before the run had installed its signal handlers
             return ("end", "interrupted", None, None)
         return ("end", *record_death(job, exit_reason(code)))
 
     def terminate(self) -> None:
-        """Ask all workers to stop."""
+        """Send SIGTERM to all workers."""
         for worker in self.workers:
             worker.process.terminate()
 
     def close(self) -> None:
-        """Release the workers; each leaves when its run has ended."""
+        """Close the pipes; each worker exits when its run has ended."""
         for worker in self.workers:
             worker.pipe.close()
         self.workers.clear()
 
 
 def start_fork_server() -> None:
-    """Start the process that workers are forked from; it imports torch while jobs are composed."""
+    """Start the fork server, which imports torch while the jobs are being composed."""
     from multiprocessing import forkserver
 
     FORKING.set_forkserver_preload(["experiments.sweeps.worker"])
@@ -170,20 +172,20 @@ def start_fork_server() -> None:
 
 
 def worker_main(pipe: Connection, device: int | None) -> None:
-    """What a worker process runs; named here so that the parent need not import worker.py."""
+    """Entry point of a worker, defined here so that the parent need not import worker.py."""
     from experiments.sweeps.worker import main
 
     main(pipe, device)
 
 
 def default_size() -> int:
-    """One worker per core that this process may use."""
+    """One worker for each core available to this process."""
     return len(os.sched_getaffinity(0))
 
 
 def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
-    """Record a run whose worker died; returns its state, value and error. A run that had ended by
-    then keeps its state, and one without a record gets one.
+    """Record a run whose worker died; returns its state, value and error. A run that had already
+    ended keeps its state; a run without a record gets one.
     """
     try:
         if not (job.path / "run.json").exists():
@@ -191,7 +193,7 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
             overrides = [str(override) for override in job.composed.hydra.overrides.task]
             record.start(job.path, validate(job.composed), overrides).end("failed", error)
         saved = record.record_end(job.path, "failed", error)
-    except UsageError:  # it cannot be read, or a child of the dead worker holds the lock
+    except UsageError:  # run.json is unreadable, or a child of the dead worker holds the lock
         return "failed", None, error
     if saved["state"] == "finished":
         return "finished", saved["metrics"]["best"][job.monitor], None
@@ -199,9 +201,9 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
 
 
 def exit_reason(exit_code: int | None) -> str:
-    """How a worker died, in words."""
+    """The reason of a worker's death, for the error message."""
     if exit_code is None or exit_code >= 0:
-        return f"the worker left with exit code {exit_code}"
+        return f"the worker exited with code {exit_code}"
     name = signal.Signals(-exit_code).name
-    hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+    hint = ", possibly out of memory" if name == "SIGKILL" else ""
     return f"the worker was killed by {name}{hint}"

@@ -1,11 +1,12 @@
-"""A search through Optuna: each next run is where the runs so far make the best one likely.
+"""Hyperparameter search with Optuna's TPE sampler, each trial a run of the sweep.
 
 Tree-structured Parzen estimator: J. Bergstra et al., "Algorithms for Hyper-Parameter
-Optimization", 2011. The study lies in the sweep's directory, so a search goes on where it was.
-Hydra's own Optuna plugin holds its users below Optuna 3 and knows neither of these.
+Optimization", 2011. The study is stored in the sweep's directory, so that a search can be
+continued. Hydra's own Optuna plugin supports neither this nor pruning, and requires Optuna below 3.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +22,22 @@ if TYPE_CHECKING:
     import optuna
 
 STUDY = "study.journal"
-DUPLICATES = 20  # so many in a row mean that there is nothing new left to ask for
+MAX_DUPLICATES = 20  # in a row: then the search space is taken to be exhausted
 
 
 def search(
     make_sweep: Callable[[], Sweep], arguments: list[str], trials: int, *, seed: int, prune: bool
 ) -> None:
-    """Run what Optuna asks for until the study has `trials` runs that ended.
+    """Run trials until the study has `trials` that are complete or pruned.
 
-    make_sweep: starts the processes, once it is clear that there is something to search.
-    arguments: overrides, those of the search as intervals, ranges or choices.
+    make_sweep: starts the worker processes; called once the arguments are known to be valid.
+    arguments: overrides; the searched keys are intervals, ranges or choices.
 
-    Raises UsageError where Optuna is not installed or nothing is searched, Interrupted after a
+    Raises UsageError if Optuna is not installed or nothing is searched, Interrupted after a
     signal.
     """
     try:
-        import optuna
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.storages.journal import JournalFileBackend  # noqa: F401
     except ImportError:
         raise UsageError(
             "hydra/sweeper=tpe needs Optuna: pip install 'experiments[search]'"
@@ -45,74 +45,125 @@ def search(
     fixed, space = search_space(arguments)
     if not space:
         raise UsageError(
-            "hydra/sweeper=tpe: nothing to search; give optimizer.lr=interval(a,b), say"
+            "hydra/sweeper=tpe: nothing to search; give a key as optimizer.lr=interval(a,b), say"
         )
     sweep = make_sweep()
+    study = open_study(
+        Path(sweep.config.hydra.sweep.dir) / STUDY,
+        seed=seed,
+        prune=prune,
+        minimize=sweep.config.trainer.monitor.startswith("loss"),
+    )
+    Search(study, sweep, fixed, space, trials_left(study, trials)).run()
+
+
+def open_study(file: Path, *, seed: int, prune: bool, minimize: bool) -> "optuna.Study":
+    """Create the study stored in a journal file, or load it to continue the search.
+
+    The trials that a stopped search left running are enqueued again: their run directories have
+    the checkpoints.
+    """
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directory = Path(sweep.config.hydra.sweep.dir)
-    lowest = sweep.config.trainer.monitor.startswith("loss")
-    backend = JournalFileBackend(str(directory / STUDY))
-    storage = optuna.storages.JournalStorage(backend)
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
     known = sum(summary.n_trials for summary in optuna.get_all_study_summaries(storage))
     study = optuna.create_study(
         storage=storage,
         study_name="search",
         load_if_exists=True,
-        # shifted by what is there: a search that goes on must not draw the first numbers again
+        # shifted by the known trials: a continued search must not draw the same numbers again
         sampler=optuna.samplers.TPESampler(seed=seed + known),
         pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
-        direction="minimize" if lowest else "maximize",
+        direction="minimize" if minimize else "maximize",
     )
     states = optuna.trial.TrialState
     for trial in study.get_trials(states=(states.RUNNING,)):
-        # of a search that was stopped: its directory has the checkpoint
         study.tell(trial.number, state=states.FAIL)
         study.enqueue_trial(trial.params)
-    ended = len(study.get_trials(states=(states.COMPLETE, states.PRUNED)))
-    trials_by_path: dict[Path, optuna.trial.Trial] = {}
-    reported: set[Path] = set()
+    return study
 
-    def jobs(placed: list[Job]) -> Iterator[Job]:
-        left, in_a_row = max(trials - ended, 0), 0
-        while left > 0 and in_a_row < DUPLICATES:
-            trial = study.ask(space)
-            overrides = [
-                *fixed,
-                *(f"{key}={format_value(value)}" for key, value in trial.params.items()),
-            ]
-            job = place_job(directory, sweep.loader.pop(sweep.config, overrides), trial.number)
-            if job.path in trials_by_path and job.path not in reported:
-                # the same values are being run at this moment
-                study.tell(trial, state=states.FAIL)
-                in_a_row += 1
+
+def trials_left(study: "optuna.Study", trials: int) -> int:
+    """The number of trials to run until `trials` are complete or pruned."""
+    from optuna.trial import TrialState
+
+    ended = len(study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED)))
+    return max(trials - ended, 0)
+
+
+@dataclass
+class Search:
+    """A running search: asks the study for trials, runs them as jobs, reports their results.
+
+    fixed: the overrides that all trials share. space: the distribution of each searched key.
+    trials: number of trials to run. reported: paths whose result the study has.
+    """
+
+    study: "optuna.Study"
+    sweep: Sweep
+    fixed: list[str]
+    space: dict[str, "optuna.distributions.BaseDistribution"]
+    trials: int
+    trials_by_path: dict[Path, "optuna.Trial"] = field(default_factory=dict)
+    reported: set[Path] = field(default_factory=set)
+
+    def run(self) -> None:
+        """Run all trials. Raises Interrupted after a signal."""
+        self.sweep.run_all(
+            self.jobs, self.trials, should_prune=self.should_prune, on_job_end=self.report
+        )
+
+    def jobs(self, placed: list[Job]) -> Iterator[Job]:
+        """A job for each new trial, also appended to `placed`."""
+        from optuna.trial import TrialState
+
+        left, duplicates = self.trials, 0
+        while left > 0 and duplicates < MAX_DUPLICATES:
+            trial = self.study.ask(self.space)
+            job = self.place(trial)
+            if job.path in self.trials_by_path and job.path not in self.reported:
+                # a trial with the same values is running
+                self.study.tell(trial, state=TrialState.FAIL)
+                duplicates += 1
                 continue
-            left, in_a_row = left - 1, 0
-            trials_by_path[job.path] = trial
-            reported.discard(job.path)
+            left, duplicates = left - 1, 0
+            self.trials_by_path[job.path] = trial
+            self.reported.discard(job.path)
             placed.append(job)
             yield job
 
-    def should_prune(job: Job, epoch: int, value: float) -> bool:
-        trials_by_path[job.path].report(value, epoch)
-        return trials_by_path[job.path].should_prune()
+    def place(self, trial: "optuna.Trial") -> Job:
+        """The job of a trial, with its directory."""
+        searched = [f"{key}={format_value(value)}" for key, value in trial.params.items()]
+        composed = self.sweep.loader.pop(self.sweep.config, [*self.fixed, *searched])
+        return place_job(self.sweep.directory, composed, trial.number)
 
-    def report(job: Job) -> None:
-        trial = trials_by_path[job.path]
-        reported.add(job.path)
+    def should_prune(self, job: Job, epoch: int, value: float) -> bool:
+        """Report a job's monitored value after an epoch; returns whether to prune its trial."""
+        trial = self.trials_by_path[job.path]
+        trial.report(value, epoch)
+        return trial.should_prune()
+
+    def report(self, job: Job) -> None:
+        """Tell the study how a job ended; an interrupted trial stays running, to be continued."""
+        from optuna.trial import TrialState
+
+        trial = self.trials_by_path[job.path]
+        self.reported.add(job.path)
         if job.state == "finished":
-            study.tell(trial, job.value)
+            self.study.tell(trial, job.value)
         elif job.state in ("pruned", "diverged"):
-            study.tell(trial, state=states.PRUNED)
+            self.study.tell(trial, state=TrialState.PRUNED)
         elif job.state == "failed":
-            study.tell(trial, state=states.FAIL)
-
-    sweep.run_all(jobs, max(trials - ended, 0), should_prune=should_prune, on_job_end=report)
+            self.study.tell(trial, state=TrialState.FAIL)
 
 
 def search_space(
     arguments: list[str],
 ) -> tuple[list[str], dict[str, "optuna.distributions.BaseDistribution"]]:
-    """The overrides that stay the same, and Optuna's distribution of each that is searched."""
+    """The fixed overrides, and Optuna's distribution of each searched key."""
     fixed, space = [], {}
     for override in OverridesParser.create().parse_overrides(arguments):
         if override.is_sweep_override():
@@ -123,18 +174,20 @@ def search_space(
 
 
 def distribution(override: Override) -> Any:
-    """What Optuna draws a key from: an interval, with the tag `log` or without, or one of a few."""
+    """Optuna's distribution for a sweep override: an interval or integer range, on a log scale if
+    tagged `log`, or else a choice.
+    """
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    swept: Any = override.value()
-    log = "log" in getattr(swept, "tags", ())
+    sweep: Any = override.value()
+    log = "log" in getattr(sweep, "tags", ())
     if override.is_interval_sweep():
-        return FloatDistribution(swept.start, swept.end, log=log)
+        return FloatDistribution(sweep.start, sweep.end, log=log)
     if override.is_range_sweep():
-        ends = (swept.start, swept.stop, swept.step)
-        if all(isinstance(end, int) for end in ends):
-            last = swept.start + (swept.stop - 1 - swept.start) // swept.step * swept.step
-            return IntDistribution(swept.start, last, step=swept.step, log=log)
+        bounds = (sweep.start, sweep.stop, sweep.step)
+        if all(isinstance(bound, int) for bound in bounds):
+            last = sweep.start + (sweep.stop - 1 - sweep.start) // sweep.step * sweep.step
+            return IntDistribution(sweep.start, last, step=sweep.step, log=log)
     choices: list[Any] = [
         OverridesParser.create().parse_override(f"x={text}").value()
         for text in override.sweep_string_iterator()

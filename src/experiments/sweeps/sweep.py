@@ -1,8 +1,8 @@
-"""The parent of a sweep: places each job in a directory, hands it to the pool, shows progress.
+"""The parent process of a sweep: assigns directories, passes jobs to the pool, shows progress.
 
-A sweep's identity is its directory. A run's name in it comes from its overrides, so the same
-command on the same directory finds what is there: finished and diverged runs are kept, all
-others continue from their checkpoints. Imports no torch.
+A sweep is identified by its directory, and a run in it by its overrides, so the same command on
+the same directory finds the earlier runs: finished, diverged and pruned ones are kept, all others
+continue from their checkpoints. Imports no torch.
 """
 
 import atexit
@@ -25,16 +25,16 @@ from experiments.interrupt import Interrupt
 from experiments.results.rows import collect
 from experiments.results.tables import save, table
 from experiments.sweeps.jobs import CachedConfigLoader, Job, job_return, place_job
-from experiments.sweeps.pool import Pool, default_size, never, start_fork_server
+from experiments.sweeps.pool import Pool, default_size, never_prune, start_fork_server
 from experiments.sweeps.view import make_view
 
-# The failed runs of this process's sweeps, also those whose directory cannot be read.
+# Names of failed runs in this process, including those whose directory is unreadable.
 failures: list[str] = []
 
 
 @dataclass
 class Sweep:
-    """A sweep under way; Hydra's sweepers may launch it in several batches."""
+    """A running sweep; Hydra's sweepers may launch it in several batches."""
 
     config: DictConfig
     context: HydraContext
@@ -43,18 +43,18 @@ class Sweep:
     def __post_init__(self) -> None:
         self.directory = Path(self.config.hydra.sweep.dir)
         self.pool = Pool(self.workers or default_size())
-        # Hydra's sweeper composes every job to check it, then the launcher does so again
+        # Hydra's sweeper composes every job to validate it, then the launcher does so again
         self.loader = CachedConfigLoader(self.context.config_loader)
         self.context.config_loader = self.loader  # type: ignore[assignment]
-        # at exit multiprocessing joins the workers, which wait for the end of their pipes
+        # multiprocessing joins the workers at exit, and they wait until their pipes are closed
         atexit.register(self.pool.close)
         start_fork_server()
 
     def launch(self, batch: list[list[str]], first: int) -> list[JobReturn]:
         """Run a batch of jobs on all workers; returns Hydra's result for each, in order.
 
-        A failed job's value is NaN and a diverged one's the worst there is: an exception would
-        make the sweeper drop what is left.
+        Failures are reported as values (see `job_return`): an exception would make the sweeper
+        drop the remaining jobs.
         """
 
         def jobs(placed: list[Job]) -> Iterator[Job]:
@@ -78,31 +78,31 @@ class Sweep:
         jobs: Callable[[list[Job]], Iterator[Job]],
         total: int,
         *,
-        should_prune: Callable[[Job, int, float], bool] = never,
+        should_prune: Callable[[Job, int, float], bool] = never_prune,
         on_job_end: Callable[[Job], None] = lambda job: None,
     ) -> list[Job]:
         """Run jobs on all workers; returns them in the order in which they were placed.
 
-        jobs: is given the list that it appends each job to, and composes and places one after
-            the other, while workers are busy with earlier ones.
+        jobs: a generator function, called with the list to which it appends each job; it composes
+            and places one job at a time while the workers run earlier ones.
         should_prune, on_job_end: as in Pool.
 
-        Raises Interrupted after a signal, when every running job has written a checkpoint.
+        Raises Interrupted after a signal, once every running job has written a checkpoint.
         """
-        # for the picture at the end, now that the fork server is busy and this process is not
+        # needed for the plot at the end; imported here, where the parent is idle anyway
         from experiments.results import pictures  # noqa: F401
 
         self.directory.mkdir(parents=True, exist_ok=True)
         placed: list[Job] = []
         view = make_view(self.directory, total, placed)
 
-        def ended(job: Job) -> None:
+        def job_ended(job: Job) -> None:
             if job.state == "failed":
                 failures.append(job.name)
             view.job_ended(job)
             on_job_end(job)
 
-        self.pool.should_prune, self.pool.on_job_end = should_prune, ended
+        self.pool.should_prune, self.pool.on_job_end = should_prune, job_ended
         try:
             with Interrupt() as interrupt:
                 self.pool.run(jobs(placed), view, interrupt)
@@ -119,9 +119,9 @@ class Sweep:
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Hold the lock of a sweep's directory, which is made where it is missing.
+    """Hold the advisory lock of a sweep's directory, which is created if missing.
 
-    Raises UsageError where another process holds it.
+    Raises UsageError if another process holds it.
     """
     with explain_mkdir_errors(directory, "hydra.sweep.dir"):
         directory.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def locked(directory: Path) -> Iterator[None]:
 
 def report_results(directory: Path) -> bool:
     """Print the ranked table of a sweep and write results.csv and results.png into its directory;
-    returns whether a run failed.
+    returns whether any run failed.
     """
     rows = collect([directory])
     if not rows:
@@ -146,5 +146,5 @@ def report_results(directory: Path) -> bool:
     print(f"look     tensorboard --logdir {shlex.quote(display_path(directory))}")
     failed = [row for row in rows if row.state == "failed"]
     if failed:
-        print(f"failed   {len(failed)}: error.txt in each; the same command tries them again")
+        print(f"failed   {len(failed)}: see error.txt in each; the same command retries them")
     return bool(failed or failures)

@@ -1,4 +1,4 @@
-"""Progress of a sweep: a live table in a terminal, a line per run elsewhere."""
+"""Progress of a sweep: a live table in a terminal, one line per run elsewhere."""
 
 import math
 import sys
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from experiments.sweeps.jobs import Job
 
 REDRAW_SECONDS = 0.25
-RANKED = 10  # finished runs that the live table shows
+RANKED = 10  # number of finished runs in the live table
 
 
 class View(Protocol):
-    """Receives how far a sweep is."""
+    """Shows the progress of a sweep."""
 
     def job_ended(self, job: "Job") -> None: ...
     def refresh(self) -> None: ...
@@ -26,7 +26,7 @@ class View(Protocol):
 
 
 def make_view(directory: Path, total: int, jobs: list["Job"]) -> View:
-    """What suits standard output; `jobs` grows while the sweep goes on."""
+    """The view that suits standard output; `jobs` grows while the sweep runs."""
     print(f"sweep of {total} runs in {display_path(directory)}", flush=True)
     return LiveTable(total, jobs) if sys.stdout.isatty() else RunLines(total)
 
@@ -34,7 +34,7 @@ def make_view(directory: Path, total: int, jobs: list["Job"]) -> View:
 def outcome(job: "Job") -> str:
     """How a run ended, in a few words."""
     if job.state == "duplicate":
-        return "given twice"
+        return "duplicate of another job"
     before = " before" if job.reused else f"  {job.seconds:.1f} s"
     if job.state == "finished" and job.value is not None:
         return f"{job.monitor} {job.value:.4f}{before}"
@@ -42,12 +42,12 @@ def outcome(job: "Job") -> str:
 
 
 def format_number(value: float) -> str:
-    """A number for the table; a dash before there is one."""
+    """A number for the table; a dash for NaN, the value before the first report."""
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
 class RunLines:
-    """A line at the end of each run."""
+    """Prints one line when a run ends."""
 
     def __init__(self, total: int) -> None:
         self.total, self.count = total, 0
@@ -57,14 +57,14 @@ class RunLines:
         print(f"[{self.count}/{self.total}] {job.name}  {outcome(job)}", flush=True)
 
     def refresh(self) -> None:
-        """Nothing is shown between two ends."""
+        """Does nothing: only the end of a run is shown."""
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Does nothing: there is nothing to close."""
 
 
 class LiveTable:
-    """A table of the runs that go on, the best that are done, and the failures as they happen."""
+    """A live table of the running jobs and the best finished ones; failures are printed above."""
 
     def __init__(self, total: int, jobs: list["Job"]) -> None:
         from rich import live
@@ -88,18 +88,19 @@ class LiveTable:
         self.live.stop()
 
     def table(self) -> "Table":
-        """The state of the sweep now."""
+        """The current state of the sweep."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
-        over = [job for job in self.jobs if job.state not in ("waiting", "running")]
+        ended = [job for job in self.jobs if job.state not in ("waiting", "running")]
         running = [job for job in self.jobs if job.state == "running"]
         counts: dict[str, int] = {}
-        for job in over:
+        for job in ended:
             counts[job.state] = counts.get(job.state, 0) + 1
-        told = ", ".join(f"{number} {state}" for state, number in counts.items())
+        counts_text = ", ".join(f"{number} {state}" for state, number in counts.items())
         table = Table(
-            title=f"{len(over)} of {self.total} runs over ({told or 'none yet'}), {self.left()}"
+            title=f"{len(ended)} of {self.total} runs over ({counts_text or 'none yet'}), "
+            f"{self.time_left()}"
         )
         for column in ("", "run", "progress", "loss", "accuracy"):
             table.add_column(column, overflow="fold")
@@ -108,18 +109,18 @@ class LiveTable:
             table.add_row("", job.name, bar, *map(format_number, (job.loss, job.accuracy)))
         table.add_section()
         ranked = sorted(
-            (job for job in over if job.value is not None),
+            (job for job in ended if job.value is not None),
             key=lambda job: (job.value or 0.0) * (1 if job.monitor.startswith("loss") else -1),
         )
         for rank, job in enumerate(ranked[:RANKED], 1):
             table.add_row(str(rank), job.name, f"{job.monitor} {job.value:.4f}", "", "")
-        for job in over:
+        for job in ended:
             if job.state in ("failed", "diverged"):
                 table.add_row("", job.name, f"[red]{job.state}[/red]", "", "")
         return table
 
-    def left(self) -> str:
-        """The time left, from the share of the work that this command has done so far."""
+    def time_left(self) -> str:
+        """The estimated time left, from the fraction of this command's work that is done."""
         fresh = [job for job in self.jobs if not job.reused]
         done = sum(1.0 if job.seconds else job.done for job in fresh)
         work = self.total - sum(job.reused for job in self.jobs)

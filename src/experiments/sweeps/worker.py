@@ -1,6 +1,6 @@
-"""A worker of a sweep: one process that takes run after run, with torch imported once.
+"""A worker process of a sweep: runs one job after the other, with torch imported once.
 
-The fork server imports this module, so that a worker starts with all of it in memory.
+The fork server preloads this module, so that a worker starts with all of it in memory.
 """
 
 import atexit
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REPORT_SECONDS = 0.2
-# The fork server exits after the parent and holds the sweep's output open until then; a garbage
-# collection pass over torch at its exit takes 0.4 s.
+# The fork server exits after the parent and keeps the sweep's output open until then; a garbage
+# collection pass over torch at exit would take 0.4 s.
 atexit.register(gc.freeze)
 
 
 def main(parent: Connection, cuda_device: int | None) -> None:
-    """Run each composed config that the parent sends, and send back how it goes and how it ended.
+    """Run each composed config that the parent sends, and send back its progress and its end.
 
     Messages to the parent: ("progress", fraction of the run that is done, loss, accuracy),
-    ("epoch", epochs done, their last numbers) and ("end", state, the best of trainer.monitor or
-    None, error or None).
+    ("epoch", number of epochs done, metrics of the last one) and ("end", state, best value of
+    trainer.monitor or None, error or None).
     """
-    # Ctrl-C reaches the whole group; the parent alone decides what it means
+    # Ctrl-C reaches the whole process group; only the parent handles it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     if cuda_device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(cuda_device)
     setup_globals()
@@ -56,23 +56,25 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     while True:
         try:
             composed = parent.recv()
-        except (EOFError, OSError):  # the sweep is over
+        except (EOFError, OSError):  # the sweep has ended
             return
         parent.send(("end", *run_in_directory(composed, parent)))
 
 
-def end_with_parent() -> None:
-    """Leave at once when the parent is gone, as if killed: the runs can be resumed."""
-    above = parent_process()
-    assert above is not None
-    connection.wait([above.sentinel])
+def exit_with_parent() -> None:
+    """Exit at once when the parent dies, as if killed; the run can be resumed."""
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
     os._exit(1)
 
 
 def run_in_directory(
     composed: DictConfig, parent: Connection
 ) -> tuple[str, float | None, str | None]:
-    """One run in its directory, its output in `output.txt` there; never raises."""
+    """Run one job with its output in `output.txt` of its directory; returns the state, best value
+    and error of the end message. Never raises.
+    """
     path = Path(composed.hydra.sweep.dir) / composed.hydra.sweep.subdir
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,7 @@ def run_in_directory(
                 config, lambda epochs, batches: ProgressReporter(parent, epochs, batches)
             )
 
-        # like every launcher of Hydra's; the callbacks are the config's
+        # as Hydra's own launchers do, so that the config's callbacks are called
         context = HydraContext(config_loader=None, callbacks=Callbacks(composed))  # type: ignore[arg-type]
         result = run_job(task, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
         value = result._return_value
@@ -96,7 +98,7 @@ def run_in_directory(
         if isinstance(value, UsageError):
             return "failed", None, str(value)
         return "failed", None, "".join(traceback.format_exception_only(value)).strip()
-    except SystemExit:  # after a signal
+    except SystemExit:  # the run was stopped by a signal
         return "interrupted", None, None
     except BaseException as error:
         traceback.print_exc()
@@ -107,7 +109,7 @@ def run_in_directory(
 
 
 class ProgressReporter:
-    """The progress of a run, sent to the sweep's parent now and then."""
+    """Sends the progress of a run to the sweep's parent, every REPORT_SECONDS and at epoch ends."""
 
     def __init__(self, parent: Connection, epochs: int, batches: int) -> None:
         self.parent, self.epochs, self.batches = parent, epochs, batches
@@ -129,4 +131,4 @@ class ProgressReporter:
         self.parent.send(("progress", done, loss, self.accuracy))
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Does nothing: the pipe is used for the next run."""

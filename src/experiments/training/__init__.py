@@ -1,1 +1,1 @@
-"""The parts of a run, built from its config, and the loop that fits them."""
+"""The parts of a run, built from its config, and the training loop."""

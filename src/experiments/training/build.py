@@ -1,4 +1,4 @@
-"""The parts of an experiment, each built from the `_target_` of its config group."""
+"""Build the parts of an experiment, each from the `_target_` of its config group."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from experiments.errors import UsageError
 
 
 def build(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
-    """Instantiate the `_target_` of a config group, and call it where it is a partial and
-    arguments are given.
+    """Instantiate the `_target_` of a config group; if arguments are given, it is a partial and is
+    called with them.
 
-    Raises UsageError where the target cannot be found or does not take what it is given; an
-    error from inside it keeps its traceback.
+    Raises UsageError if the target cannot be found or does not accept its arguments; an error from
+    inside it keeps its traceback.
     """
     try:
         part = instantiate(config[group], _convert_="all")

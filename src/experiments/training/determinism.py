@@ -1,4 +1,4 @@
-"""What the bits of a run depend on besides its config: torch's settings and the generators."""
+"""What bitwise reproducibility needs besides the config: torch settings and random generators."""
 
 import ctypes
 import os
@@ -15,40 +15,40 @@ from experiments.training import lean_optim
 
 
 def prepare_torch(trainer: dict[str, Any]) -> str:
-    """Set what the bits of a run depend on, and return the device: `cpu` or `cuda`.
+    """Set everything that the bits of a run depend on; return the device: `cpu` or `cuda`.
 
-    Nothing is inherited from the environment or a launcher. Raises UsageError where CUDA is
-    asked for and torch has none.
+    Nothing is inherited from the environment or a launcher. Raises UsageError if the config
+    requires CUDA and torch finds none.
     """
     lean_optim.install()
-    keep_freed_memory()
+    configure_malloc()
     torch.set_num_threads(trainer["threads"])
     torch.set_float32_matmul_precision(trainer["matmul_precision"])
-    # read by cuBLAS at its first use; torch's notes on reproducibility name the value
+    # cuBLAS reads it at its first use; the value is from torch's notes on reproducibility
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    # use_deterministic_algorithms sets the same flag, and imports the compiler for a second
+    # use_deterministic_algorithms sets the same flag, but imports the compiler: one second
     torch.set_deterministic_debug_mode("error")
-    # an aid to debugging that would write NaN over every new tensor
+    # a debugging aid that would fill every new tensor with NaN
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if trainer["device"] == "cuda" and not torch.cuda.is_available():
         raise UsageError("trainer.device=cuda: torch finds no CUDA device; use cpu or auto")
     return "cuda" if trainer["device"] != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep what a step frees, up to 1 GiB, for the next one. By itself it may give it
-    back to the kernel each time, as chance has it: seen were 140,000 page faults an epoch, which
-    took half of it. Blocks from 32 MiB on still come and go alone. Elsewhere nothing is done.
+def configure_malloc() -> None:
+    """Let glibc's allocator keep up to 1 GiB of freed memory for the next step. By default it may
+    or may not return that memory to the kernel after each step: measured 140,000 page faults per
+    epoch, half of its time. Blocks of 32 MiB or more still use mmap. Without glibc, do nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        trim_threshold, mmap_threshold = -1, -3  # as <malloc.h> numbers them
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
         mallopt(trim_threshold, 2**30)
         mallopt(mmap_threshold, 2**25)
 
 
 def torch_environment(device: str, trainer: dict[str, Any]) -> dict[str, Any]:
-    """What the bits of a run depend on besides its config and the packages."""
+    """What the bits of a run depend on besides its config and the package versions."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -58,10 +58,10 @@ def torch_environment(device: str, trainer: dict[str, Any]) -> dict[str, Any]:
 
 
 def seed_global(seed: int, name: str) -> None:
-    """Seed the generators that models and augmentations draw from without being asked.
+    """Seed the global generators, from which models and augmentations draw.
 
-    Those are torch's own (dropout, initial weights), on the CPU and every CUDA device,
-    Python's and NumPy's.
+    These are torch's (dropout, initial weights), on the CPU and every CUDA device, Python's and
+    NumPy's.
     """
     value = derive(seed, name)
     torch.manual_seed(value)
@@ -70,7 +70,7 @@ def seed_global(seed: int, name: str) -> None:
 
 
 def global_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state of those generators: tensors, uint8 (n,), and what JSON can hold."""
+    """The state of the global generators: tensors, uint8 (n,), and JSON values."""
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -81,7 +81,7 @@ def global_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore_global_state(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-    """Put the generators back to what `global_state` returned."""
+    """Restore the global generators from what `global_state` returned."""
     torch.set_rng_state(tensors["cpu"])
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):

@@ -1,4 +1,4 @@
-"""The loop: loss_batch, evaluate, fit."""
+"""The training loop: loss_batch, evaluate, fit."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ class Scheduler(Protocol):
 
 
 class Steps(Protocol):
-    """The optimizer steps of an epoch; `len` counts its batches."""
+    """The optimizer steps of an epoch; `len` is the number of its batches."""
 
     def __len__(self) -> int: ...
     def take(self, epoch: int, start: int) -> Iterator[StepResult]: ...
@@ -33,7 +33,7 @@ class Steps(Protocol):
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How long to fit, how often to log, and which number "best" refers to."""
+    """How long to train, how often to log, and which metric decides what is best."""
 
     epochs: int
     log_every: int = 100  # optimizer steps
@@ -42,19 +42,19 @@ class FitOptions:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What the loop calls as it goes.
+    """What the loop calls.
 
-    log: is given step, epoch (from 1) and numbers: `loss/train` and `lr` every `log_every` steps,
+    log(step, epoch from 1, metrics): `loss/train` and `lr` every `log_every` steps;
         `loss/train_epoch`, `loss/valid`, `accuracy/valid` and `throughput` at each epoch's end.
-    save: is given the state, and whether it is the best so far, at each epoch's end, when
-        `checkpoint_due` (given the last step and how many were taken together) says so, and when
-        `stop_signal` returns the number of a signal.
+    save(state, whether it is the best so far): at each epoch's end, when `checkpoint_due(last step,
+        number of steps in the last result)` is true, and when `stop_signal` returns a signal's
+        number.
     """
 
     log: Callable[[int, int, Metrics], None]
     save: Callable[[State, bool], None]
     progress: Progress
-    checkpoint_due: Callable[[int, int], bool] = lambda step, taken: False
+    checkpoint_due: Callable[[int, int], bool] = lambda step, step_count: False
     stop_signal: Callable[[], int | None] = lambda: None
 
 
@@ -65,7 +65,7 @@ def loss_batch(
     yb: Tensor,
     opt: Optimizer | None = None,
 ) -> tuple[Tensor, int]:
-    """The mean loss of a batch, float32 (), and its number of rows; with an optimizer, a step.
+    """The mean loss of a batch, float32 (), and its number of rows; with `opt`, also take a step.
 
     xb: (batch, ...), yb: (batch, ...)
     """
@@ -80,8 +80,8 @@ def loss_batch(
 def accumulate(
     model: nn.Module, loss_func: LossFunc, batches: list[Batch], opt: Optimizer
 ) -> tuple[Tensor, int]:
-    """One step on several batches as if they were one: the loss and its gradient are the mean
-    over all their rows, though only one batch's activations are in memory at a time.
+    """One step with the gradient accumulated over several batches: loss and gradient are the mean
+    over all their rows, while only one batch's activations are in memory at a time.
     """
     rows = sum(len(xb) for xb, _ in batches)
     total = torch.zeros((), device=batches[0][0].device)
@@ -96,7 +96,7 @@ def accumulate(
 
 @dataclass(frozen=True)
 class EagerSteps:
-    """Takes one step on every `accumulated` batches of a loader, or on what an epoch has left."""
+    """One step per `accumulated` batches of a loader; the last of an epoch may have fewer."""
 
     model: nn.Module
     loss_func: LossFunc
@@ -115,7 +115,7 @@ class EagerSteps:
             yield self.step(group)
 
     def step(self, batches: list[Batch]) -> StepResult:
-        """One step on some batches, and the scheduler's after it."""
+        """One optimizer step on some batches, then one scheduler step."""
         lr = self.opt.param_groups[0]["lr"]
         if len(batches) == 1:
             loss, rows = loss_batch(self.model, self.loss_func, *batches[0], self.opt)
@@ -141,7 +141,7 @@ def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[flo
         loss, size = loss_batch(model, count_correct, xb, yb)
         losses.append(loss)
         sizes.append(size)
-    # read from the device once, and added up in double precision
+    # one transfer from the device, summed in double precision
     weighted = (loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
     return sum(weighted) / sum(sizes), int(torch.stack(correct).sum()) / sum(sizes)
 
@@ -155,26 +155,25 @@ def fit(
     options: FitOptions,
     callbacks: Callbacks,
 ) -> Metrics:
-    """Train until `options.epochs` epochs are done, from wherever `state` stands; returns the
-    best metrics.
+    """Train from `state` until `options.epochs` epochs are done; returns the best metrics.
 
-    Raises Interrupted after a signal, Diverged when a logged loss is not finite.
+    Raises Interrupted after a signal, Diverged if a logged loss is not finite.
     """
     train_log = TrainLog(state, callbacks.log, options.log_every)
     while state.epoch < options.epochs:
         started, rows_before = time.perf_counter(), state.epoch_rows + state.rows
         model.train()
         for result in steps.take(state.epoch, state.batch):
-            taken = len(result.lrs)
-            state.step += taken
-            state.batch += taken * result.batches
+            step_count = len(result.lrs)
+            state.step += step_count
+            state.batch += step_count * result.batches
             callbacks.progress.advance(
-                state.epoch + 1, state.batch, taken * result.rows, result.losses
+                state.epoch + 1, state.batch, step_count * result.rows, result.losses
             )
             train_log.add(result)
             signal_number = callbacks.stop_signal()
             in_epoch = state.batch < len(steps)
-            if signal_number or (in_epoch and callbacks.checkpoint_due(state.step, taken)):
+            if signal_number or (in_epoch and callbacks.checkpoint_due(state.step, step_count)):
                 train_log.read()
                 callbacks.save(state, False)
             if signal_number:
@@ -191,14 +190,14 @@ def fit(
 def end_epoch(
     state: State, valid: Metrics, throughput: float, options: FitOptions, callbacks: Callbacks
 ) -> None:
-    """Count an epoch, log its numbers and save it. Raises Diverged for a loss that is not finite.
+    """Update the state, log the metrics and save. Raises Diverged if the loss is not finite.
 
     throughput: rows trained on per second.
     """
     metrics = {"loss/train_epoch": state.epoch_loss / state.epoch_rows, **valid}
     state.epoch, state.batch, state.epoch_loss, state.epoch_rows = state.epoch + 1, 0, 0.0, 0
     callbacks.log(state.step, state.epoch, metrics)
-    # in a line of its own: no two runs share it
+    # on a separate line, since it differs between runs
     callbacks.log(state.step, state.epoch, {"throughput": throughput})
     check_finite("loss/valid", valid["loss/valid"], state.step)
     state.last = {**valid, "epoch": state.epoch, "step": state.step}
@@ -211,5 +210,5 @@ def end_epoch(
 
 
 def improves(monitor: str, value: float, best: float) -> bool:
-    """Whether a number is better than the best so far; an equal one is not."""
+    """Whether a metric is strictly better than the best so far."""
     return value < best if monitor.startswith("loss") else value > best

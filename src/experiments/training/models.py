@@ -1,4 +1,4 @@
-"""Models that a config's `model._target_` names; any `torch.nn.Module` can be named instead."""
+"""Models for a config's `model._target_`, which may also name any other `torch.nn.Module`."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import nn
 def mlp(
     in_features: int, hidden: Sequence[int], out_features: int, dropout: float = 0.0
 ) -> nn.Sequential:
-    """Linear layers with ReLU between them, and dropout after each where it is above zero.
+    """Linear layers with ReLU between them, and dropout after each ReLU if it is above zero.
 
     x: float32 (batch, in_features) -> logits: float32 (batch, out_features)
     """

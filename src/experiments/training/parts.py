@@ -1,4 +1,4 @@
-"""The parts of a run: built from its config, checked against each other."""
+"""Build the parts of a run from its config and check that they fit together."""
 
 import inspect
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from experiments.training.build import build
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is built of. train_loader, valid_loader, test_loader: batches on the device."""
+    """The parts of a run. The loaders yield batches on the device."""
 
     model: nn.Module
     loss_func: nn.Module
@@ -35,7 +35,7 @@ class Parts:
 def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
     """Build the parts of a resolved config on a device, `cpu` or `cuda`.
 
-    Raises UsageError where they cannot be built or do not fit together.
+    Raises UsageError if they cannot be built or do not fit together.
     """
     trainer, batch_size = config["trainer"], config["loader"]["batch_size"]
     model = build_model(config, device)
@@ -62,7 +62,8 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
 def build_model(config: dict[str, Any], device: str = "cpu") -> nn.Module:
     """The model of a config, on a device, computing in `trainer.precision`.
 
-    bfloat16 is torch's autocast: weights, logits and what needs the range stay float32.
+    bfloat16 means torch's autocast: weights, logits and operations that need the range stay
+    float32.
     """
     model: nn.Module = build(config, "model").to(device)
     if config["trainer"]["precision"] == "bfloat16":
@@ -78,16 +79,16 @@ def build_model(config: dict[str, Any], device: str = "cpu") -> nn.Module:
 
 
 def build_scheduler(config: dict[str, Any], opt: Optimizer, steps: int) -> Any:
-    """The schedule of a config; one that takes `total_steps` is given the steps of the run."""
-    takes = inspect.signature(build(config, "scheduler").func).parameters
-    length = {"total_steps": steps} if "total_steps" in takes else {}
-    return build(config, "scheduler", opt, **length)
+    """The scheduler of a config; if it accepts `total_steps`, it gets the steps of the run."""
+    parameters = inspect.signature(build(config, "scheduler").func).parameters
+    options = {"total_steps": steps} if "total_steps" in parameters else {}
+    return build(config, "scheduler", opt, **options)
 
 
 def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:
-    """Raise UsageError where the model does not take the data or the loss does not take both."""
+    """Raise UsageError if the model rejects the data, or the loss the logits and targets."""
     device = next(model.parameters()).device
-    # copies: the rows may lie in a file that must not be written to, as a layer in place would
+    # gather copies: rows of a memory-mapped file must not be written to by an in-place layer
     x, y = gather(split.x, split.y, torch.arange(min(2, len(split))))
     x, y = x.to(device), y.to(device)
     try:
@@ -108,7 +109,7 @@ def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, sp
 
 
 def clip_gradients(opt: Optimizer, max_norm: float) -> None:
-    """Scale the gradients down to a norm of at most `max_norm` before each step."""
+    """Clip the gradient to a norm of at most `max_norm` before each step."""
     parameters = [p for group in opt.param_groups for p in group["params"]]
 
     def clip(opt: Optimizer, args: Any, kwargs: Any) -> None:

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar in a terminal, a line per epoch elsewhere."""
+"""Progress of a run: a progress bar in a terminal, a line per epoch elsewhere."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ REDRAW_SECONDS = 0.1
 
 
 class Progress(Protocol):
-    """Receives how far a run is, while it trains."""
+    """Receives the progress of a run."""
 
     def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None: ...
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None: ...
@@ -20,7 +20,7 @@ class Progress(Protocol):
 
 
 def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
-    """The numbers of one epoch in a line that fits a narrow terminal."""
+    """The metrics of one epoch in a line that fits a narrow terminal."""
     return (
         f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss/train {metrics['loss/train_epoch']:.4f}  "
         f"loss/valid {metrics['loss/valid']:.4f}  accuracy {metrics['accuracy/valid']:.4f}  "
@@ -29,26 +29,26 @@ def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
 
 
 class EpochLines:
-    """A line at the end of each epoch."""
+    """Prints a line at the end of each epoch."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
     def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None:
-        """Nothing is shown inside an epoch."""
+        """Prints nothing within an epoch."""
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         print(epoch_line(epoch, self.epochs, metrics), flush=True)
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """There is nothing to close."""
 
 
 class ProgressBar:
-    """A bar over all epochs, with the numbers and the time left, below the lines."""
+    """A progress bar over all epochs, with metrics and remaining time, below the epoch lines."""
 
     def __init__(self, epochs: int, batches: int) -> None:
-        # imported here, since only a terminal needs them
+        # imported here, since only a terminal needs rich
         from rich import progress
         from rich.console import Console
         from rich.progress import (
@@ -66,19 +66,19 @@ class ProgressBar:
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
-        # refreshed by hand: a refresh thread would take the GIL from the loop
+        # refreshed manually: a refresh thread would compete with the training loop for the GIL
         self.bar = progress.Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
         self.task = self.bar.add_task("", total=epochs * batches, epoch=0, epochs=epochs)
         self.accuracy = ""
-        self._rows, self._drawn = 0, time.perf_counter()
+        self._rows, self._drawn_at = 0, time.perf_counter()
         self.bar.start()
 
     def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None:
         self._rows += rows
         now = time.perf_counter()
-        if now - self._drawn < REDRAW_SECONDS:
+        if now - self._drawn_at < REDRAW_SECONDS:
             return
-        throughput = self._rows / (now - self._drawn)
+        throughput = self._rows / (now - self._drawn_at)
         self.bar.update(
             self.task,
             completed=(epoch - 1) * self.batches + batch,
@@ -86,19 +86,19 @@ class ProgressBar:
             description=f"loss {losses.mean().item():.4f}  {self.accuracy}{throughput:,.0f} rows/s",
             refresh=True,
         )
-        self._rows, self._drawn = 0, now
+        self._rows, self._drawn_at = 0, now
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self.accuracy = f"accuracy {metrics['accuracy/valid']:.4f}  "
         self.bar.console.print(epoch_line(epoch, self.epochs, metrics), highlight=False)
         self.bar.update(self.task, completed=epoch * self.batches, refresh=True)
-        self._rows, self._drawn = 0, time.perf_counter()
+        self._rows, self._drawn_at = 0, time.perf_counter()
 
     def close(self) -> None:
         self.bar.stop()
 
 
 def make_progress(epochs: int, batches: int) -> Progress:
-    """What suits standard output, for `epochs` epochs of `batches` batches each."""
+    """The bar or the lines, depending on standard output, for `epochs` epochs of `batches` each."""
     terminal = sys.stdout.isatty()
     return ProgressBar(epochs, batches) if terminal else EpochLines(epochs)

@@ -1,4 +1,4 @@
-"""What changes while fitting, and the log lines that the losses of its steps become."""
+"""The state of the training loop, and the logging of its losses."""
 
 import math
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from experiments.errors import Diverged
 
 Metrics = dict[str, float]
 
-UNREAD = 1000  # losses that may wait on the device to be read together
+MAX_UNREAD = 1000  # results whose losses may stay on the device before a transfer
 
 
 class StepResult(NamedTuple):
-    """Optimizer steps that were taken together.
+    """The result of one or more optimizer steps in one call.
 
-    losses: the mean loss of each, float32 (steps,), or () of one. lrs: the learning rate of each.
-    rows, batches: what each was taken on.
+    losses: the mean loss of each step, float32 (steps,), or () for one step. lrs: the learning rate
+    of each step. rows, batches: the number of rows and of batches per step.
     """
 
     losses: Tensor
@@ -30,22 +30,22 @@ class StepResult(NamedTuple):
 
 @dataclass
 class State:
-    """All that changes while fitting, besides the parts' own state; a checkpoint holds it whole."""
+    """All state of the training loop besides the parts' own; checkpoints hold it completely."""
 
     epoch: int = 0  # epochs done
     batch: int = 0  # batches done in the current epoch
     step: int = 0  # optimizer steps done
     loss: float = 0.0  # loss summed over the rows since the last log line
-    rows: int = 0  # and their number
+    rows: int = 0  # the number of those rows
     lr: float = 0.0  # of the last step
     epoch_loss: float = 0.0  # the same since the epoch began, up to the last log line
     epoch_rows: int = 0
-    last: Metrics = field(default_factory=dict)  # of the last validation
-    best: Metrics = field(default_factory=dict)  # of the best one so far
+    last: Metrics = field(default_factory=dict)  # the last validation's metrics
+    best: Metrics = field(default_factory=dict)  # the best validation's metrics
 
 
 class TrainLog:
-    """Sums the losses of steps into log lines; they stay on the device until they are due."""
+    """Turns step losses into log lines. Losses stay on the device until a line is due."""
 
     def __init__(
         self, state: State, log: Callable[[int, int, Metrics], None], log_every: int
@@ -54,22 +54,22 @@ class TrainLog:
         self.unread: list[StepResult] = []
 
     def add(self, result: StepResult) -> None:
-        """Take in the newest steps, which the state has counted already."""
+        """Add the newest steps, which `state.step` includes already."""
         self.unread.append(result)
-        if self.state.step % self.log_every < len(result.lrs) or len(self.unread) == UNREAD:
+        if self.state.step % self.log_every < len(result.lrs) or len(self.unread) == MAX_UNREAD:
             self.read()
 
     def read(self) -> None:
-        """Read all waiting losses from the device, and log the lines that they complete."""
+        """Transfer all unread losses from the device, and log the lines that they complete."""
         if not self.unread:
             return
         state = self.state
-        # added up one after the other in double precision: the bits do not depend on when
+        # summed one by one in double precision: the bits do not depend on when this is called
         losses = torch.cat([result.losses.flatten() for result in self.unread]).tolist()
-        each = [(result.rows, lr) for result in self.unread for lr in result.lrs]
+        rows_and_lrs = [(result.rows, lr) for result in self.unread for lr in result.lrs]
         self.unread.clear()
-        numbers = range(state.step - len(losses) + 1, state.step + 1)
-        for step, loss, (rows, lr) in zip(numbers, losses, each, strict=True):
+        steps = range(state.step - len(losses) + 1, state.step + 1)
+        for step, loss, (rows, lr) in zip(steps, losses, rows_and_lrs, strict=True):
             state.loss += loss * rows
             state.rows += rows
             state.lr = lr
@@ -77,7 +77,7 @@ class TrainLog:
                 self.write(step)
 
     def write(self, step: int) -> None:
-        """Log the mean since the last line. Raises Diverged where it is not finite."""
+        """Log the mean loss since the last line. Raises Diverged if it is not finite."""
         state = self.state
         mean = state.loss / state.rows
         self.log(step, state.epoch + 1, {"loss/train": mean, "lr": state.lr})
@@ -87,13 +87,13 @@ class TrainLog:
         check_finite("loss/train", mean, step)
 
     def end_epoch(self) -> None:
-        """Log what is left of an epoch."""
+        """Log the losses of the epoch since the last line."""
         self.read()
         if self.state.rows:
             self.write(self.state.step)
 
 
 def check_finite(tag: str, value: float, step: int) -> None:
-    """Raise Diverged where a loss is infinite or no number."""
+    """Raise Diverged if a loss is infinite or NaN."""
     if not math.isfinite(value):
         raise Diverged(f"{tag} is {value} at step {step}; try a smaller optimizer.lr")

@@ -1,4 +1,4 @@
-"""What Hydra finds here by itself: the launcher of sweeps and the sweeper that searches."""
+"""Hydra plugins, discovered by Hydra: the launcher of sweeps and the TPE sweeper."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 
 class WorkersLauncher(Launcher):
-    """Runs the jobs of a sweep in worker processes: Hydra's side of experiments.sweeps.sweep."""
+    """Runs the jobs of a sweep in worker processes, through experiments.sweeps.sweep."""
 
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers
@@ -29,7 +29,7 @@ class WorkersLauncher(Launcher):
 
 
 class TPESweeper(Sweeper):
-    """Asks Optuna for each next run: Hydra's side of experiments.sweeps.search."""
+    """Searches hyperparameters with Optuna, through experiments.sweeps.search."""
 
     def __init__(self, trials: int, seed: int, prune: bool, workers: int | None) -> None:
         self.trials, self.seed, self.prune, self.workers = trials, seed, prune, workers

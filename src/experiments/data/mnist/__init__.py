@@ -1,4 +1,4 @@
-"""MNIST from the copy inside the package (source and licence: SOURCE.md beside this file)."""
+"""MNIST, bundled with the package (source and licence: SOURCE.md beside this file)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from experiments.data import Data, Split
-from experiments.data.idx import Idx, check, parse, read_bytes
+from experiments.data.idx import Idx, check_header, parse, read_bytes
 from experiments.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,27 +30,27 @@ FILES = {  # sha256
 
 
 def load(path: str | None = None, as_bytes: bool = False) -> Data:
-    """The canonical training file as 50,000 rows to train on and its last 10,000 to validate,
-    and the 10,000 rows of the test file.
+    """The canonical training file as 50,000 training rows and, its last 10,000, validation rows;
+    the 10,000 rows of the test file.
 
-    x: float32 (rows, 784) in [0, 1], or uint8 as the loaders scale it; y: int64 (rows,) in 0..9
+    x: float32 (rows, 784) in [0, 1], or uint8, which the loaders scale; y: int64 (rows,) in 0..9
 
-    path: a folder with the four gzipped files; the copy inside the package where it is None.
-        It may hold other rows in the same format (Fashion-MNIST does); a file of exactly the
-        size of the package's own is taken for a copy of it, whose sha256 is checked.
+    path: a folder with the four gzipped files; None for the bundled ones. It may hold another data
+        set in the same format, such as Fashion-MNIST; a file of exactly the size of the bundled
+        one is assumed to be a copy of it, and its sha256 is checked.
     as_bytes: keep x as uint8.
 
-    Raises UsageError naming the file that is missing or damaged, before torch is imported where
-    that shows without unpacking it: in sha256, header or length.
+    Raises UsageError naming the file that is missing or damaged; before torch is imported if
+    sha256, header or length show it without decompressing the file.
     """
-    own = Path(__file__).parent
-    folder = own if path is None else Path(path)
+    bundled = Path(__file__).parent
+    folder = bundled if path is None else Path(path)
     contents = {}
     for (name, sha256), dimensions in zip(FILES.items(), (3, 1, 3, 1), strict=True):
         file = folder / name
-        copied = file.exists() and file.stat().st_size == (own / name).stat().st_size
-        content = read_bytes(file, sha256 if copied or path is None else None)
-        check(file, content, dimensions)
+        is_copy = file.exists() and file.stat().st_size == (bundled / name).stat().st_size
+        content = read_bytes(file, sha256 if is_copy or path is None else None)
+        check_header(file, content, dimensions)
         contents[file] = (content, dimensions)
     from concurrent.futures import ThreadPoolExecutor
 
@@ -59,13 +59,14 @@ def load(path: str | None = None, as_bytes: bool = False) -> Data:
             pool.submit(parse, file, content, dimensions)
             for file, (content, dimensions) in contents.items()
         ]
-        # zlib works outside the interpreter's lock, so this import, needed anyway, hides it
+        # zlib releases the GIL, so decompression overlaps with this import, needed anyway
         import torch  # noqa: F401
 
-        unpacked = [future.result() for future in futures]
-    del futures  # they hold the bytes, each of which goes when it is no longer needed
-    test = split(folder, as_bytes, labels=unpacked.pop(), images=unpacked.pop())
-    train = split(folder, as_bytes, labels=unpacked.pop(), images=unpacked.pop())
+        arrays = [future.result() for future in futures]
+    del futures  # they keep the decompressed bytes alive
+    # pop, so that each array is freed as soon as it is converted
+    test = make_split(folder, as_bytes, labels=arrays.pop(), images=arrays.pop())
+    train = make_split(folder, as_bytes, labels=arrays.pop(), images=arrays.pop())
     if len(train) <= VALID_ROWS:
         raise UsageError(
             f"data.path={folder}: {len(train)} training rows, expected more than {VALID_ROWS}"
@@ -77,21 +78,21 @@ def load(path: str | None = None, as_bytes: bool = False) -> Data:
     )
 
 
-def split(folder: Path, as_bytes: bool, *, images: Idx, labels: Idx) -> Split:
-    """Images flattened, scaled from 0..255 to [0, 1] but for bytes; labels as class numbers."""
+def make_split(folder: Path, as_bytes: bool, *, images: Idx, labels: Idx) -> Split:
+    """Images flattened to float32 in [0, 1], or to uint8 if `as_bytes`; labels as class numbers."""
     rows, height, width = images.shape
     if labels.shape != (rows,):
         raise UsageError(f"data.path={folder}: {rows} images but {labels.shape[0]} labels")
-    pixels, classes = tensor(images).view(rows, height * width), tensor(labels)
-    # in place, since uint8.div(255) would first make a float copy beside its result
+    pixels, classes = to_tensor(images).view(rows, height * width), to_tensor(labels)
+    # in place, since uint8.div(255) would allocate a float copy besides its result
     return Split(pixels if as_bytes else pixels.float().div_(255), classes.long())
 
 
-def tensor(array: Idx) -> Tensor:
-    """Its values as a tensor, uint8 (n,), that shares their memory."""
+def to_tensor(array: Idx) -> Tensor:
+    """The values of an array, uint8 (n,), without a copy."""
     import torch
 
     with warnings.catch_warnings():
-        # Python takes bytes for unchangeable; nobody else holds these
+        # Python's bytes are read-only, but nothing else refers to these
         warnings.filterwarnings("ignore", "The given buffer is not writable")
         return torch.frombuffer(array.values, dtype=torch.uint8)
