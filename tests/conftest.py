@@ -26,6 +26,9 @@ settings.load_profile("specification")
 # what one core does, two that are shared with others do no faster
 torch.set_num_threads(1)
 
+# Seconds that no command takes on any machine: a guard against waiting for ever, no measure.
+PATIENCE = 600
+
 # The command as it is, and a word at its end if it has imported torch, which takes seconds.
 WATCHED = """
 import sys
@@ -88,7 +91,7 @@ def cli_in() -> Callable[..., subprocess.CompletedProcess[str]]:
             env={**os.environ, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
 
     return cli_in
