@@ -119,7 +119,7 @@ def as_text(report: dict[str, Any]) -> str:
 
 def confusion_picture(report: dict[str, Any]) -> bytes:
     """The confusion matrix as a PNG: targets down, predictions across, mistakes coloured."""
-    from matplotlib.figure import Figure
+    from experiments.picture import Figure
 
     matrix = report["confusion"]
     classes = range(len(matrix))

@@ -1,14 +1,18 @@
 """The picture of a comparison: the swept keys against the monitored number, and the loss curves."""
 
 import io
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from matplotlib import colormaps
-from matplotlib.figure import Figure
+# At its first import it looks for fonts and for a folder to remember them in, and tells of both.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
-from experiments.saved import read_metrics
+from matplotlib import colormaps  # noqa: E402
+from matplotlib.figure import Figure as Figure  # noqa: E402  (for evaluate, too)
+
+from experiments.saved import read_metrics  # noqa: E402
 
 if TYPE_CHECKING:
     from experiments.compare import Row
