@@ -149,6 +149,24 @@ def test_there_is_a_picture_for_any_number_of_swept_keys(
     assert set(keys) <= lines[0].keys()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "keys",
+    [[], ["data.path"], ["data.path", "model._target_"], ["data.path", "model._target_", "seed"]],
+    ids=len,
+)
+def test_long_names_and_values_leave_the_picture_its_room(
+    keys: list[str], finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    """matplotlib warns where they take all of it."""
+    for number in range(2 if keys else 1):
+        overrides = dict.fromkeys(keys, f"{number}{'long' * 50}{number}")
+        path = tmp_path / "sweep" / f"{number}{'long' * 50}"
+        make_run(finished_run.path, path, overrides, metrics=reached(0.5))
+    assert compare("sweep").returncode == 0
+    assert size_of_png(tmp_path / "sweep" / "results.png") == (1300, 550)
+
+
 def test_failed_diverged_and_interrupted_runs_stand_below_the_finished(
     finished_run: FinishedRun, tmp_path: Path, compare: Compare
 ) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CURVES = 24  # runs whose curves are drawn, the best first: more cannot be told apart
 LINES = 300  # runs in parallel coordinates
 TICKS = 16  # values of a key that are written out
+WIDEST = 40  # characters of a name or value that are written out
 
 
 def results_picture(rows: Sequence["Row"], keys: Sequence[str]) -> bytes:
@@ -36,15 +37,19 @@ def results_picture(rows: Sequence["Row"], keys: Sequence[str]) -> bytes:
     elif len(keys) > 2:
         draw_parallel(figure, left, rows, keys, monitor)
     else:
-        left.barh(
-            [row.path.name for row in rows[:CURVES]][::-1],
-            [score(row) for row in rows[:CURVES]][::-1],
-        )
+        drawn = rows[:CURVES][::-1]
+        names = [brief(row.path.name) for row in drawn]
+        left.barh(range(len(drawn)), [score(row) for row in drawn], tick_label=names)
         left.set_xlabel(f"best {monitor}")
     draw_curves(right, rows, keys)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def brief(text: str) -> str:
+    """A name or value; the end of it where all of it would leave no room for the picture."""
+    return text if len(text) <= WIDEST else f"…{text[1 - WIDEST :]}"
 
 
 def score(row: "Row") -> float:
@@ -73,7 +78,7 @@ def ticks(values: Sequence[str]) -> tuple[list[int], list[str]]:
     """Places on an axis and the values there: all, or evenly chosen ones of many."""
     step = -(-len(values) // TICKS)
     places = list(range(0, len(values), step))
-    return places, [values[place] for place in places]
+    return places, [brief(values[place]) for place in places]
 
 
 def mean_scores(rows: Sequence["Row"], keys: Sequence[str]) -> dict[tuple[str, ...], float]:
@@ -145,8 +150,8 @@ def draw_parallel(
         line = [heights[key][value(row, key)] for key in keys]
         axes.plot(range(len(keys)), line, color=colours(rank / max(len(shown) - 1, 1)), lw=1.2)
     for i, key in enumerate(keys):
-        for text in ticks(values[key])[1]:
-            place = (i, heights[key][text])
+        for number, text in zip(*ticks(values[key]), strict=True):
+            place = (i, heights[key][values[key][number]])
             axes.annotate(text, place, fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1})
     axes.set_xticks(range(len(keys)), keys, rotation=15)
     axes.set_yticks([])
@@ -161,8 +166,8 @@ def draw_curves(axes: Any, rows: Sequence["Row"], keys: Sequence[str]) -> None:
     for rank, row in enumerate(drawn):
         lines = [line for line in read_metrics(row.path) if "loss/valid" in line]
         steps, losses = [line["step"] for line in lines], [line["loss/valid"] for line in lines]
-        name = ", ".join(f"{key.rpartition('.')[2]}={value(row, key)}" for key in keys)
-        label = (name or row.path.name) if rank < 10 else None
+        name = ", ".join(f"{key.rpartition('.')[2]}={brief(value(row, key))}" for key in keys)
+        label = (name or brief(row.path.name)) if rank < 10 else None
         axes.plot(steps, losses, label=label, marker=".", lw=1)
     axes.set(xlabel="step", ylabel="loss/valid", yscale="log", title=f"the best {len(drawn)} runs")
     if drawn:
