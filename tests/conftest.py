@@ -23,7 +23,7 @@ settings.register_profile("specification", deadline=None)
 settings.load_profile("specification")
 
 
-# nor do a person's own settings of git, or a hook that the tests run in
+# neither a person's own settings of git nor a hook that the tests run in may change a result
 for name in [name for name in os.environ if name.startswith("GIT_")]:
     del os.environ[name]
 os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
