@@ -23,8 +23,16 @@ settings.register_profile("specification", deadline=None)
 settings.load_profile("specification")
 
 
+# neither a person's own settings of git nor a hook that the tests run in may change a result
+for name in [name for name in os.environ if name.startswith("GIT_")]:
+    del os.environ[name]
+os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+
 # what one core does, two that are shared with others do no faster
 torch.set_num_threads(1)
+
+# Seconds that no command takes on any machine: a guard against waiting for ever, no measure.
+PATIENCE = 600
 
 # The command as it is, and a word at its end if it has imported torch, which takes seconds.
 WATCHED = """
@@ -90,7 +98,7 @@ def cli_in() -> Callable[..., subprocess.CompletedProcess[str]]:
             env={**os.environ, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
 
     return cli_in

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import WATCHED, FinishedRun
+from conftest import PATIENCE, WATCHED, FinishedRun
 
 from experiments.config import schema
 from experiments.config.compose import CONF
@@ -36,7 +36,7 @@ def watched(tmp_path: Path) -> Command:
             env={**os.environ, **(env or {})},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
 
     return watched
@@ -390,7 +390,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) ->
         )
         for _ in range(8)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=80) for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE) for process in processes]
     assert [process.returncode for process in processes] == [0] * 8, outputs
     return [directory / str(re.search(r"^run +(\S+)$", out, re.M)[1]) for out, _ in outputs]  # type: ignore[index]
 

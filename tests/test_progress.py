@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import paced
 import pytest
 from conftest import FinishedRun
 from terminal import run_in_terminal
@@ -10,13 +11,15 @@ ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 @pytest.fixture(scope="module")
 def terminal(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) -> str:
-    """A run in a terminal of the usual 80 columns, long enough to be drawn several times."""
+    """A run in a terminal of the usual 80 columns, whose every batch takes long enough for it to
+    be drawn.
+    """
     return run_in_terminal(
         tmp_path_factory.mktemp("terminal"),
         80,
         f"data.path={small_mnist_dir}",
-        "trainer.epochs=3",
-        "loader.batch_size=2",
+        *("trainer.epochs=3", "loader.batch_size=200", "model._target_=paced.slow"),
+        environment=paced.environment(),
     )
 
 

@@ -1,18 +1,14 @@
 """Resuming: a stopped or killed run ends with the same bits as an uninterrupted one."""
 
-import io
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import paced
 import pytest
 import torch
 from saved_runs import (
@@ -31,6 +27,7 @@ from saved_runs import (
     stop_after,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from under_way import UnderWay
 
 from experiments import __main__ as entrypoint
 from experiments import job
@@ -384,24 +381,13 @@ def test_of_two_processes_only_one_goes_on(
 # Real processes.
 
 
-class Process:
-    """A `python -m experiments ...` process, its output read line by line."""
+EPOCHS = 2  # after which a run is held
+STEPS_HELD = 10 * EPOCHS
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "experiments", *arguments],
-            cwd=directory,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
 
-    def wait_for_epoch(self, number: int) -> None:
-        assert isinstance(self.popen.stdout, io.TextIOWrapper)
-        for line in self.popen.stdout:
-            if re.match(rf"epoch +{number}/", line):
-                return
-        raise AssertionError(self.popen.communicate()[1])
+def held(directory: Path, *arguments: str) -> UnderWay:
+    """The command with a run in `directory` that is held after two of its epochs."""
+    return UnderWay(directory, *arguments, environment=paced.environment(held_after=STEPS_HELD))
 
 
 @pytest.fixture(scope="module")
@@ -412,7 +398,7 @@ def real(
     overrides = [
         *(f"data.path={small_mnist_dir}", "optimizer=adam"),
         *("trainer.epochs=40", "checkpoint.every_steps=5", "loader.batch_size=60"),
-        *("model=mlp_small", "model.dropout=0.2"),
+        *("model=mlp_small", "model.dropout=0.2", "model._target_=paced.held"),
     ]
     config = compose(overrides)
     unbroken = tmp_path_factory.mktemp("real") / "unbroken"
@@ -424,13 +410,13 @@ def test_a_process_killed_with_9_ends_with_the_same_bits(
     real: tuple[list[str], Path], tmp_path: Path
 ) -> None:
     overrides, unbroken = real
-    process = Process(tmp_path, *overrides, "hydra.run.dir=run")
-    process.wait_for_epoch(3)
-    process.popen.kill()
-    process.popen.communicate()
+    with held(tmp_path, *overrides, "hydra.run.dir=run") as process:
+        process.wait_for_line(rf"epoch +{EPOCHS}/")
+        process.popen.kill()
+        process.end()
     run = tmp_path / "run"
     assert record(run)["state"] == "running"
-    assert call(entrypoint.main, f"resume={run}") == 0
+    assert call(entrypoint.main, f"resume={run}", "--trust", "paced") == 0
     assert_same_run(run, unbroken)
 
 
@@ -438,16 +424,15 @@ def test_a_run_whose_output_nobody_reads_any_more_can_be_resumed(
     real: tuple[list[str], Path], tmp_path: Path
 ) -> None:
     overrides, unbroken = real
-    process = Process(tmp_path, *overrides, "hydra.run.dir=run")
-    process.wait_for_epoch(2)
-    assert isinstance(process.popen.stdout, io.TextIOWrapper)
-    process.popen.stdout.close()  # as `| head` does
-    process.popen.stdout = None
-    error = process.popen.communicate()[1]
-    assert process.popen.returncode == 128 + signal.SIGPIPE
+    with held(tmp_path, *overrides, "hydra.run.dir=run") as process:
+        process.wait_for_line(rf"epoch +{EPOCHS}/")
+        process.stop_reading()
+        (tmp_path / "released").touch()
+        code, _, error = process.end()
+    assert code == 128 + signal.SIGPIPE
     assert error == "interrupted; resume with: python -m experiments resume=run\n"
     assert record(tmp_path / "run")["state"] == "interrupted"
-    assert call(entrypoint.main, f"resume={tmp_path / 'run'}") == 0
+    assert call(entrypoint.main, f"resume={tmp_path / 'run'}", "--trust", "paced") == 0
     assert_same_run(tmp_path / "run", unbroken)
 
 
@@ -455,21 +440,19 @@ def test_a_run_whose_output_nobody_reads_any_more_can_be_resumed(
 def test_a_signal_stops_at_a_checkpoint_and_says_how_to_go_on(
     number: signal.Signals, code: int, real: tuple[list[str], Path], tmp_path: Path
 ) -> None:
+    """At once: the step under way is the last one."""
     overrides, unbroken = real
-    process = Process(tmp_path, *overrides, "hydra.run.dir=my run")
-    process.wait_for_epoch(2)
-    started = time.monotonic()
-    process.popen.send_signal(number)
-    _, error = process.popen.communicate()
-    seconds = time.monotonic() - started
+    with held(tmp_path, *overrides, "hydra.run.dir=my run") as process:
+        process.wait_for_line(rf"epoch +{EPOCHS}/")
+        process.popen.send_signal(number)
+        found, _, error = process.end()
     run = tmp_path / "my run"
-    assert process.popen.returncode == code
+    assert found == code
     assert error == "interrupted; resume with: python -m experiments resume='my run'\n"
-    assert seconds < 2
     assert record(run)["state"] == "interrupted"
     entry = Checkpoints(run / "checkpoints").entries()[-1]
     content = Checkpoints(run / "checkpoints").load()
     assert content is not None
-    assert content["state"]["step"] == entry.step
-    assert call(entrypoint.main, f"resume={run}") == 0
+    assert content["state"]["step"] == entry.step == STEPS_HELD + 1
+    assert call(entrypoint.main, f"resume={run}", "--trust", "paced") == 0
     assert_same_run(run, unbroken)

@@ -4,13 +4,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+import paced
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from saved_runs import record
+from under_way import UnderWay
 
 from experiments.sweeps.search import search_space
 
@@ -119,7 +119,11 @@ def test_a_missing_optuna_is_told_in_one_line_with_what_installs_it(
 
 
 class Search(NamedTuple):
-    """A search that was stopped, then came to its end, then was given more trials."""
+    """A search that was stopped, then came to its end, then was given more trials.
+
+    It is stopped on two workers, both held in their second run. It goes on on one: which runs are
+    pruned depends on what was over before them.
+    """
 
     path: Path
     stopped: tuple[int, str]
@@ -141,32 +145,32 @@ def search(
     path = directory / "outputs" / "s"
     command = [
         *("-m", "hydra/sweeper=tpe", "sweep=s", f"data.path={small_mnist_dir}", *SPACE),
-        *("trainer.epochs=10", "model=mlp_small"),
+        *("trainer.epochs=10", "model=mlp_small", "model._target_=paced.held"),
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "experiments", *command, f"hydra.sweeper.trials={FIRST}"],
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    until = time.monotonic() + 30
-    # two are over, and another one has begun
-    while sum(f.read_text().count('"finished"') for f in path.glob("*/run.json")) < 2 or not any(
-        record(f.parent)["state"] == "running" and (f.parent / "checkpoints").exists()
-        for f in path.glob("*/run.json")
-    ):
-        assert time.monotonic() < until
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=30)
+
+    def some_over_and_some_begun() -> bool:
+        found = {file.parent: record(file.parent)["state"] for file in path.glob("*/run.json")}
+        begun = [run for run in found if found[run] == "running" and (run / "checkpoints").exists()]
+        return list(found.values()).count("finished") >= 2 and begun != []
+
+    def go_on(trials: int) -> Completed:
+        one = ("hydra.sweeper.workers=1", f"hydra.sweeper.trials={trials}")
+        return cli_in(directory, *command, *one, env=paced.environment())
+
+    with UnderWay(
+        directory,
+        *command,
+        *("hydra.sweeper.workers=2", f"hydra.sweeper.trials={FIRST}"),
+        environment=paced.environment(held_runs=1, held_after=25),
+    ) as process:
+        process.wait_until(some_over_and_some_begun)
+        process.popen.send_signal(signal.SIGINT)
+        code, _, error = process.end()
     under_way = [searched(found) for found in run_records(path) if found["state"] == "interrupted"]
-    first = cli_in(directory, *command, f"hydra.sweeper.trials={FIRST}")
+    first = go_on(FIRST)
     after_first = trials(path)
     files = {f: (f.stat().st_mtime_ns, f.read_bytes()) for f in path.glob("*/run.json")}
-    second = cli_in(directory, *command, f"hydra.sweeper.trials={SECOND}")
-    return Search(path, (process.returncode, error), under_way, first, after_first, files, second)
+    return Search(path, (code, error), under_way, first, after_first, files, go_on(SECOND))
 
 
 def test_a_search_that_is_stopped_says_how_to_go_on(search: Search) -> None:

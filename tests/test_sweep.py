@@ -1,23 +1,23 @@
 """Sweeps over all cores: the real command, its signals, and the directory that it goes on in."""
 
-import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import paced
 import pytest
-from conftest import WATCHED, FinishedRun
+from conftest import PATIENCE, WATCHED, FinishedRun
 from hypothesis import given
 from hypothesis import strategies as st
 from saved_runs import assert_same_run, go_on, lines, record
 from terminal import run_in_terminal
+from under_way import UnderWay
 
 from experiments import job
 from experiments.config.names import run_name
@@ -92,52 +92,6 @@ def contents(run: Path) -> dict[str, tuple[int, bytes]]:
     return {str(f.relative_to(run)): (f.stat().st_mtime_ns, f.read_bytes()) for f in files}
 
 
-class Sweep:
-    """A sweep under way, in a session of its own."""
-
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "experiments", "-m", *arguments],
-            cwd=directory,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-
-    def wait_until(self, reached: Callable[[], bool]) -> None:
-        until = time.monotonic() + 30
-        while not reached():
-            assert time.monotonic() < until
-            assert self.popen.poll() is None, self.popen.communicate()
-            time.sleep(0.01)
-
-    def end(self) -> tuple[int, str]:
-        """Its exit code and what it wrote to standard error."""
-        _, error = self.popen.communicate(timeout=30)
-        return self.popen.returncode, error
-
-    def processes(self) -> list[str]:
-        """The names of what lives in its session."""
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                head, _, rest = stat.read_text().rpartition(")")
-            except OSError:
-                continue
-            state, _, _, session = rest.split()[:4]
-            if int(session) == self.popen.pid and state not in "ZX":
-                found.append(head)
-        return found
-
-    def outlived(self, seconds: float) -> list[str]:
-        """What still lives so long after its end, at most."""
-        until = time.monotonic() + seconds
-        while (left := self.processes()) and time.monotonic() < until:
-            time.sleep(0.01)
-        return left
-
-
 # Runs that fail, are killed or diverge, and the same command again
 
 
@@ -172,7 +126,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) -> Mi
             cwd=directory,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
 
     def named() -> dict[str, Path]:
@@ -362,10 +316,13 @@ def test_two_sweeps_that_start_together_have_a_directory_each(
     tmp_path: Path, small_mnist_dir: Path
 ) -> None:
     overrides = [f"data.path={small_mnist_dir}", "trainer.epochs=1", "hydra.launcher.workers=1"]
-    together = [Sweep(tmp_path, *overrides, f"seed={seed}") for seed in (0, 1)]
-    ends = [sweep.popen.communicate(timeout=40) for sweep in together]
-    assert [sweep.popen.returncode for sweep in together] == [0, 0], ends
-    directories = [re.search(r"^sweep of 1 runs in (\S+)$", out, re.M) for out, _ in ends]
+    with (
+        UnderWay(tmp_path, "-m", *overrides, "seed=0") as one,
+        UnderWay(tmp_path, "-m", *overrides, "seed=1") as other,
+    ):
+        ends = [one.end(), other.end()]
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    directories = [re.search(r"^sweep of 1 runs in (\S+)$", out, re.M) for _, out, _ in ends]
     first, second = (str(found and found[1]) for found in directories)
     assert first != second
     for path, seed in ((first, 0), (second, 1)):
@@ -417,7 +374,10 @@ class Stop(NamedTuple):
 
 
 class Stopped(NamedTuple):
-    """A sweep of three runs that was stopped in three ways and then went on to its end."""
+    """A sweep of three runs that was stopped in three ways and then went on to its end.
+
+    Each time a run is held when it has done less than a third of its steps: none comes to its end.
+    """
 
     path: Path
     overrides: list[str]
@@ -437,22 +397,25 @@ def stopped(
     overrides = [
         *(f"data.path={small_mnist_dir}", "model=mlp_small", "model.dropout=0.2"),
         *("trainer.epochs=12", "checkpoint.every_steps=4", "loader.batch_size=60"),
+        "model._target_=paced.held",
     ]
     arguments = [*overrides, f"seed={','.join(map(str, SEEDS))}", "sweep=stopped"]
     stops = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         before = epochs(path)
-        sweep = Sweep(directory, *arguments)
-        sweep.wait_until(lambda before=before: epochs(path) >= before + 3)  # type: ignore[misc]
-        sweep.popen.send_signal(number)
-        code, error = sweep.end()
-        left = sweep.outlived(2.0 if number == signal.SIGKILL else 0.2)
+        with UnderWay(
+            directory, "-m", *arguments, environment=paced.environment(held_after=35)
+        ) as sweep:
+            sweep.wait_until(lambda before=before: epochs(path) >= before + 3)  # type: ignore[misc]
+            sweep.popen.send_signal(number)
+            code, _, error = sweep.end()
+            left = sweep.outlived()
         at_checkpoint = all(
             ((run := file.parent) and record(run)["state"] != "interrupted") or newest_is_last(run)
             for file in path.glob("*/run.json")
         )
         stops[number] = Stop(code, error, left, states(path), at_checkpoint)
-    last = cli_in(directory, "-m", *arguments)
+    last = cli_in(directory, "-m", *arguments, env=paced.environment())
     return Stopped(path, overrides, stops, last)
 
 
@@ -511,15 +474,15 @@ def test_stopped_again_and_again_a_sweep_ends_with_the_bits_of_runs_alone(
 def test_a_sweep_that_is_stopped_while_its_workers_start_has_no_failed_run(
     tmp_path: Path, small_mnist_dir: Path
 ) -> None:
-    sweep = Sweep(tmp_path, f"data.path={small_mnist_dir}", "seed=0,1,2", "sweep=s")
-    assert isinstance(sweep.popen.stdout, io.TextIOWrapper)
-    assert sweep.popen.stdout.readline() == "sweep of 3 runs in outputs/s\n"
-    sweep.popen.send_signal(signal.SIGINT)
-    out, error = sweep.popen.communicate(timeout=30)
-    assert sweep.popen.returncode == 130, error
-    assert "failed" not in out
-    assert "failed" not in states(tmp_path / "outputs" / "s")
-    assert sweep.outlived(1.0) == []
+    endless = (f"data.path={small_mnist_dir}", "trainer.epochs=100000")
+    with UnderWay(tmp_path, "-m", *endless, "seed=0,1,2", "sweep=s") as sweep:
+        sweep.wait_for_line("sweep of 3 runs in outputs/s\n")
+        sweep.popen.send_signal(signal.SIGINT)
+        code, out, error = sweep.end()
+        assert code == 130, error
+        assert "failed" not in out
+        assert "failed" not in states(tmp_path / "outputs" / "s")
+        assert sweep.outlived() == []
 
 
 # In a terminal
@@ -527,38 +490,57 @@ def test_a_sweep_that_is_stopped_while_its_workers_start_has_no_failed_run(
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+OVER = re.compile(r"[1-5] of 6 runs over \([^)]*[12] failed[^)]*\)")
+LEFT = re.compile(r"about \d+ (s|min) left")
+RANKED = re.compile(r"\b1\b\W+\S*model=mlp\w*\S*\W+loss/valid \d\.\d{4}")
+
+
+def losses(text: str) -> dict[str, set[str]]:
+    """The losses of each running model that were drawn with its name, bar and accuracy."""
+    running = re.findall(r"model=(mlp\w*)\S* .* (\d\.\d{4}) .* \d\.\d{4}", text)
+    return {name: {loss for other, loss in running if other == name} for name, _ in running}
+
+
+def all_was_drawn(terminal: str) -> bool:
+    """Whether what the tests look for has been seen; the runs that go on are endless."""
+    text = ESCAPE.sub("", terminal)
+    found = losses(text)
+    several = [name for name in found if len(found[name]) >= 2]
+    return len(several) == 2 and all(pattern.search(text) for pattern in (OVER, LEFT, RANKED))
+
+
 @pytest.fixture(scope="module")
 def terminal(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) -> str:
-    """What a sweep of two runs that finish and one that fails writes to a terminal."""
+    """What a sweep of two runs that finish, two that fail and two that go on for ever writes to a
+    terminal, until it is interrupted.
+    """
     directory = tmp_path_factory.mktemp("terminal")
     own_parts(directory)
     (directory / "fragile").touch()
     return run_in_terminal(
         directory,
-        200,
+        400,
         *("-m", "--config-dir", "own", "sweep=s", f"data.path={small_mnist_dir}"),
-        *("trainer.epochs=10", "model=raising,mlp_small,mlp"),
-        code=1,
+        *("trainer.epochs=3,100000", "model=raising,mlp_small,mlp", "hydra.launcher.workers=2"),
+        code=130,
+        interrupt_when=all_was_drawn,
     )
 
 
 def test_a_terminal_shows_each_running_job_with_its_progress(terminal: str) -> None:
-    text = ESCAPE.sub("", terminal)
-    # name, bar, loss and accuracy
-    running = re.findall(r"model=(mlp\w*)\S* .* (\d\.\d{4}) .* (\d\.\d{4})", text)
-    assert {name for name, _, _ in running} == {"mlp", "mlp_small"}
-    assert len({loss for name, loss, _ in running if name == "mlp"}) >= 2
+    found = losses(ESCAPE.sub("", terminal))
+    assert found.keys() == {"mlp", "mlp_small"}
+    assert len(found["mlp"]) >= 2
 
 
 def test_a_terminal_shows_how_many_are_over_and_the_time_left(terminal: str) -> None:
     text = ESCAPE.sub("", terminal)
-    assert re.search(r"[12] of 3 runs over \([^)]*1 failed[^)]*\)", text)
-    assert re.search(r"about \d+ s left", text)
+    assert OVER.search(text)
+    assert LEFT.search(text)
 
 
 def test_a_terminal_ranks_finished_runs_while_others_go_on(terminal: str) -> None:
-    text = ESCAPE.sub("", terminal)
-    assert re.search(r"\b1\b\W+\S*model=mlp\w*\S*\W+loss/valid \d\.\d{4}", text)
+    assert RANKED.search(ESCAPE.sub("", terminal))
 
 
 def test_a_terminal_shows_a_failure_at_once_and_in_red(terminal: str) -> None:

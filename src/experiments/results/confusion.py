@@ -24,7 +24,7 @@ def class_metrics(matrix: list[list[int]]) -> list[dict[str, float]]:
 
 def confusion_picture(report: dict[str, Any]) -> bytes:
     """The confusion matrix as a PNG: targets down, predictions across, mistakes coloured."""
-    from matplotlib.figure import Figure
+    from experiments.results.plotting import Figure
 
     matrix = report["confusion"]
     classes = range(len(matrix))

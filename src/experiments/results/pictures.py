@@ -5,15 +5,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-
 from experiments.directory.metrics import read_metrics
+from experiments.results.plotting import Figure, colormaps
 from experiments.results.rows import Row, value_of
 
 MAX_CURVES = 24  # the best runs: more curves could not be told apart
 MAX_LINES = 300  # runs in parallel coordinates
 MAX_TICKS = 16  # labelled values of a key
+MAX_LABEL = 40  # characters of a name or value in a label
 
 
 def results_picture(rows: Sequence[Row], keys: Sequence[str]) -> bytes:
@@ -30,15 +29,19 @@ def results_picture(rows: Sequence[Row], keys: Sequence[str]) -> bytes:
     elif len(keys) > 2:
         draw_parallel(figure, left, rows, keys, monitor)
     else:
-        left.barh(
-            [row.path.name for row in rows[:MAX_CURVES]][::-1],
-            [score(row) for row in rows[:MAX_CURVES]][::-1],
-        )
+        drawn = rows[:MAX_CURVES][::-1]
+        names = [shorten_label(row.path.name) for row in drawn]
+        left.barh(range(len(drawn)), [score(row) for row in drawn], tick_label=names)
         left.set_xlabel(f"best {monitor}")
     draw_curves(right, rows, keys)
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue()
+
+
+def shorten_label(text: str) -> str:
+    """The end of a name or value that is too long to leave room for the plot."""
+    return text if len(text) <= MAX_LABEL else f"…{text[1 - MAX_LABEL :]}"
 
 
 def score(row: Row) -> float:
@@ -65,7 +68,7 @@ def ticks(values: Sequence[str]) -> tuple[list[int], list[str]]:
     """Positions and labels of the ticks: every value, or every n-th of more than MAX_TICKS."""
     step = -(-len(values) // MAX_TICKS)
     places = list(range(0, len(values), step))
-    return places, [values[place] for place in places]
+    return places, [shorten_label(values[place]) for place in places]
 
 
 def mean_scores(rows: Sequence[Row], keys: Sequence[str]) -> dict[tuple[str, ...], float]:
@@ -133,8 +136,8 @@ def draw_parallel(
         line = [heights[key][value_of(row, key)] for key in keys]
         axes.plot(range(len(keys)), line, color=colours(rank / max(len(finite) - 1, 1)), lw=1.2)
     for i, key in enumerate(keys):
-        for text in ticks(values[key])[1]:
-            place = (i, heights[key][text])
+        for number, text in zip(*ticks(values[key]), strict=True):
+            place = (i, heights[key][values[key][number]])
             axes.annotate(text, place, fontsize=8, bbox={"fc": "white", "ec": "none", "pad": 1})
     axes.set_xticks(range(len(keys)), keys, rotation=15)
     axes.set_yticks([])
@@ -147,8 +150,9 @@ def draw_curves(axes: Any, rows: Sequence[Row], keys: Sequence[str]) -> None:
     for rank, row in enumerate(drawn):
         lines = [line for line in read_metrics(row.path) if "loss/valid" in line]
         steps, losses = [line["step"] for line in lines], [line["loss/valid"] for line in lines]
-        name = ", ".join(f"{key.rpartition('.')[2]}={value_of(row, key)}" for key in keys)
-        label = (name or row.path.name) if rank < 10 else None
+        values = [f"{key.rpartition('.')[2]}={shorten_label(value_of(row, key))}" for key in keys]
+        name = ", ".join(values)
+        label = (name or shorten_label(row.path.name)) if rank < 10 else None
         axes.plot(steps, losses, label=label, marker=".", lw=1)
     axes.set(xlabel="step", ylabel="loss/valid", yscale="log", title=f"the best {len(drawn)} runs")
     if drawn:
