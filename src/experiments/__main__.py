@@ -25,6 +25,7 @@ from omegaconf import DictConfig  # noqa: E402
 from experiments.config.compose import CONF, compose, config_directories  # noqa: E402
 from experiments.config.schema import SCHEMA, check_value  # noqa: E402
 from experiments.config.slips import CONFIG_ERRORS, explain, list_options  # noqa: E402
+from experiments.directory.identity import KEEP_CHANGED  # noqa: E402
 from experiments.errors import (  # noqa: E402
     Diverged,
     Interrupted,
@@ -50,6 +51,7 @@ Groups, chosen by group=option; a key of an option is set by group.key=value:
   --cfg job          print the composed config; --resolve resolves its references
   -m, --multirun     run every combination of values given as a,b,c, on all cores
   sweep=NAME         the directory of a sweep, outputs/NAME; the same command continues it
+  --keep-changed     keep a sweep's finished runs although code, data or packages have changed
   --shell-completion install=bash|zsh|fish   of the command `experiments`: eval "$(...)"
   --hydra-help       the flags of Hydra, which composes the config
 """
@@ -84,6 +86,7 @@ def parse_arguments() -> Namespace:
     parser = get_args_parser()
     parser.error = partial(exit_with_usage_error, "experiments")  # type: ignore[method-assign]
     parser.add_argument("--trust", action="append", default=[])
+    parser.add_argument("--keep-changed", action="store_true")
     # sweep=NAME abbreviates a fixed directory under outputs/, so that a sweep can be continued
     sys.argv = [re.sub(r"^sweep=(?=.)", "hydra.sweep.dir=outputs/", word) for word in sys.argv]
     return parser.parse_args()
@@ -118,6 +121,8 @@ def dispatch(args: Namespace) -> None:
 def resumed_directory(args: Namespace) -> Path | None:
     """The directory of `resume=RUN_DIR`, None without it. Raises UsageError for other overrides."""
     resumes = [override for override in args.overrides if override.startswith("resume=")]
+    if args.keep_changed and not args.multirun:
+        raise UsageError("--keep-changed: only valid with a sweep; add -m")
     if not resumes:
         if args.trust:
             raise UsageError(f"--trust {args.trust[0]}: only valid with resume=RUN_DIR")
@@ -194,6 +199,9 @@ def run_sweep(args: Namespace) -> None:
     Exits with 1 if a run failed, with 128 + the signal's number after a signal, else with 0.
     """
     composed = check_grid(args)
+    if args.keep_changed:
+        os.environ[KEEP_CHANGED] = "1"
+        sys.argv.remove("--keep-changed")  # Hydra parses the rest again
     from experiments import job
     from experiments.directory.paths import display_path
     from experiments.sweeps import sweep

@@ -24,6 +24,7 @@ from experiments.config.compose import validate
 from experiments.data import Data
 from experiments.directory import record
 from experiments.directory.claim import claim
+from experiments.directory.identity import differences, identify, keep_changed
 from experiments.directory.paths import display_path
 from experiments.errors import Diverged, Interrupted, UsageError
 from experiments.interrupt import Interrupt
@@ -90,6 +91,7 @@ def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
                 f"{path}: holds a run with another config; use another hydra.sweep.dir"
             )
         saved = record.read_record(path)
+        reject_changes(path, saved, resolved)
         if saved["state"] == "finished":
             return float(saved["metrics"]["best"][resolved["trainer"]["monitor"]])
         if saved["state"] == "diverged":
@@ -101,6 +103,20 @@ def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
     best = execute(run_directory, resolved, progress=progress)
     print(summary(run_directory))
     return best
+
+
+def reject_changes(path: Path, saved: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise UsageError if code, data or versions have changed since a run, except for a run that
+    starts anew or with --keep-changed.
+    """
+    anew = saved["state"] not in record.COMPLETED and not record.has_checkpoint(path)
+    if anew or keep_changed():
+        return
+    changes = differences(saved, {**identify(config), "data": load_data(config).fingerprints})
+    if changes:
+        raise UsageError(
+            f"{path}: {', '.join(changes)} since this run; use another sweep= or --keep-changed"
+        )
 
 
 def run_in_sweep(config: DictConfig) -> float:

@@ -33,6 +33,7 @@ from experiments.directory.claim import (
     remove_temporary_files,
 )
 from experiments.directory.environment import git_state, packages
+from experiments.directory.identity import identify
 from experiments.errors import UsageError
 
 # The keys of run.json with their types: present from the start, and added during the run.
@@ -49,7 +50,8 @@ RECORDED = {
     "packages": dict,
     "git": dict,
 }
-ADDED = dict.fromkeys(("environment", "data", "weights", "metrics"), dict)
+ADDED = dict.fromkeys(("code", "versions", "environment", "data", "weights", "metrics"), dict)
+FOUND_IN_TRAINING = ("environment", "data", "weights", "metrics")
 State = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
 COMPLETED = ("finished", "diverged", "pruned")  # states that a continued sweep keeps
 
@@ -103,6 +105,7 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages(),
+        **identify(config),
         "git": {
             "commit": commit,
             "dirty": bool(diff),
@@ -148,7 +151,8 @@ def record_end(path: Path, state: State, error: str | None = None) -> dict[str, 
 
 
 def reopen(path: Path) -> Run:
-    """Lock the directory of an unfinished run, to resume it.
+    """Lock the directory of an unfinished run, to resume it. Without a checkpoint the run begins
+    anew, and so does its identity.
 
     Raises UsageError if it holds no run, another process holds the lock, or it contains symlinks.
     """
@@ -158,9 +162,17 @@ def reopen(path: Path) -> Run:
     remove_temporary_files(path)
     (path / "error.txt").unlink(missing_ok=True)
     record.pop("error", None)
+    if not has_checkpoint(path):
+        record = {key: value for key, value in record.items() if key not in FOUND_IN_TRAINING}
+        record |= identify(record["config"])
     run = Run(path, lock, record)
     run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
     return run
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether a run directory has a checkpoint to continue from."""
+    return any((path / "checkpoints").glob("step-*.safetensors"))
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from experiments import job
+from experiments.config.compose import validate
 from experiments.directory.record import read_record
 from experiments.errors import Diverged, UsageError
 from experiments.train import train  # noqa: F401  (takes a second to import)
@@ -55,10 +56,21 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     gc.freeze()
     while True:
         try:
-            composed = parent.recv()
+            request, composed = parent.recv()
         except (EOFError, OSError):  # the sweep has ended
             return
-        parent.send(("end", *run_in_directory(composed, parent)))
+        if request == "fingerprints":
+            parent.send(fingerprints(composed))
+        else:
+            parent.send(("end", *run_in_directory(composed, parent)))
+
+
+def fingerprints(composed: DictConfig) -> dict[str, str]:
+    """The fingerprints of a job's rows by split; {} if its data cannot be read."""
+    try:
+        return job.load_data(validate(composed)).fingerprints
+    except BaseException:  # the run itself will fail, and say why
+        return {}
 
 
 def exit_with_parent() -> None:
