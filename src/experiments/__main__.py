@@ -25,7 +25,6 @@ from omegaconf import DictConfig  # noqa: E402
 from experiments.config.compose import CONF, compose, config_directories  # noqa: E402
 from experiments.config.schema import SCHEMA, check_value  # noqa: E402
 from experiments.config.slips import CONFIG_ERRORS, explain, list_options  # noqa: E402
-from experiments.directory.identity import KEEP_CHANGED  # noqa: E402
 from experiments.errors import (  # noqa: E402
     Diverged,
     Interrupted,
@@ -199,14 +198,15 @@ def run_sweep(args: Namespace) -> None:
     Exits with 1 if a run failed, with 128 + the signal's number after a signal, else with 0.
     """
     composed = check_grid(args)
-    if args.keep_changed:
-        os.environ[KEEP_CHANGED] = "1"
-        sys.argv.remove("--keep-changed")  # Hydra parses the rest again
     from experiments import job
+    from experiments.directory.identity import KEEP_CHANGED
     from experiments.directory.paths import display_path
     from experiments.sweeps import sweep
     from experiments.sweeps.pool import start_fork_server
 
+    if args.keep_changed:
+        os.environ[KEEP_CHANGED] = "1"
+        sys.argv.remove("--keep-changed")  # Hydra parses the rest again
     directory = choose_sweep_directory(args, composed)
     GlobalHydra.instance().clear()
     gc.freeze()
