@@ -57,6 +57,24 @@ def test_own_code_is_what_the_targets_modules_import_and_nothing_else(sources: P
     assert others == {"numpy"}
 
 
+def test_own_code_in_nested_folders_without_init_is_found(sources: Path) -> None:
+    folder = sources / "owned_space" / "nested" / "deeper"
+    folder.mkdir(parents=True)
+    (folder / "net.py").write_text("")
+    code, _ = own_modules(["owned_space.nested.deeper.net.make", "owned_space.nested.missing.x"])
+    assert code == {"owned_space.nested.deeper.net": folder / "net.py"}
+
+
+def test_packages_of_another_site_packages_folder_are_no_own_code(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = sources / "site-packages"
+    other.mkdir()
+    (other / "elsewhere.py").write_text("")
+    monkeypatch.syspath_prepend(other)
+    assert own_modules(["elsewhere.make"]) == ({}, {"elsewhere"})
+
+
 def test_a_target_in_a_list_or_a_nested_node_counts(sources: Path) -> None:
     nested = {"model": {"_target_": "torch.nn.Sequential", "parts": [{"_target_": "owned_late.x"}]}}
     assert set(identify(nested)["code"]) == {"owned_late"}

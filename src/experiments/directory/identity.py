@@ -135,7 +135,7 @@ def own_modules(names: Sequence[str]) -> tuple[dict[str, Path], set[str]]:
 
 def find_module(name: str) -> ModuleSpec | None:
     """Where a module would be imported from; nothing is imported for it."""
-    parent, _, _ = name.rpartition(".")
+    parent, _, leaf = name.rpartition(".")
     path = None
     if parent:
         package = find_module(parent)
@@ -144,7 +144,11 @@ def find_module(name: str) -> ModuleSpec | None:
         path = list(package.submodule_search_locations)
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
-        spec: ModuleSpec | None = find(name, path) if find is not None else None
+        try:
+            spec: ModuleSpec | None = find(name, path) if find is not None else None
+        except KeyError:  # a folder without __init__.py in another, which is not imported
+            spec = ModuleSpec(name, None, is_package=True)
+            spec.submodule_search_locations = [f"{place}/{leaf}" for place in path or ()]
         if spec is not None:
             return spec
     return None
@@ -160,14 +164,15 @@ def is_own(spec: ModuleSpec) -> bool:
         places = [Path(spec.origin)]
     else:
         return False
-    return not any(place.resolve().is_relative_to(root) for place in places for root in installed())
+    return not any(map(is_installed, places))
 
 
-@functools.cache
-def installed() -> tuple[Path, ...]:
-    """The folders of the standard library and of installed packages."""
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    return tuple({Path(sysconfig.get_path(name)).resolve() for name in names})
+def is_installed(place: Path) -> bool:
+    """Whether a file or folder belongs to the standard library or to an installed package."""
+    place = place.resolve()
+    library = (Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib"))
+    in_library = any(place.is_relative_to(folder.resolve()) for folder in library)
+    return in_library or not {"site-packages", "dist-packages"}.isdisjoint(place.parts)
 
 
 @functools.cache
