@@ -383,6 +383,7 @@ def test_a_run_that_another_process_finishes_before_its_lock_is_taken_is_left_as
     stopped_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The other one finishes it between the first look at its record and the lock."""
+
     def finished_meanwhile(path: Path, timeout: float) -> Lock:
         change_record(path, state="finished")
         return lock_directory(path, timeout)
