@@ -5,6 +5,7 @@ Every run goes through `train`: from the command line, resumed, or in a sweep's 
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from experiments.config.names import overridden
@@ -74,17 +75,17 @@ def train(
 
     options = FitOptions(epochs or trainer["epochs"], trainer["log_every"], trainer["monitor"])
     callbacks = Callbacks(tracker.log, save, reporter, checkpoints.due, stop_signal)
-    try:
-        fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
-    except Diverged:
-        tracker.hparams_end(success=False)
-        raise
-    finally:
-        reporter.close()
-        run.update(metrics={"best": state.best, "last": state.last})
-    if epochs is None:
-        test(parts, state, run, tracker)
-    tracker.close()
+    with closing(tracker):
+        try:
+            fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
+        except Diverged:
+            tracker.hparams_end(success=False)
+            raise
+        finally:
+            reporter.close()
+            run.update(metrics={"best": state.best, "last": state.last})
+        if epochs is None:
+            test(parts, state, run, tracker)
     weights = fingerprint(parts.model.state_dict())
     run.update(weights={**run.record["weights"], "final": weights})
     return state.best[trainer["monitor"]]

@@ -153,7 +153,10 @@ class Pool:
         job.seconds = time.monotonic() - job.started
         if job.state == "interrupted" and job.pruned:
             job.state = "pruned"
-            record.record_end(job.path, "pruned")
+            try:
+                record.record_end(job.path, "pruned")
+            except UsageError as problem:  # the next command resumes it
+                job.error = str(problem)
         elif job.state == "interrupted" and not self.stopping:
             # the signal was meant for the worker's previous run
             job.state = "waiting"

@@ -7,7 +7,6 @@ continue from their checkpoints. Imports no torch.
 
 import atexit
 import contextlib
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -140,7 +139,7 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(lock)
+        lock.close()
 
 
 def report_results(directory: Path) -> bool:

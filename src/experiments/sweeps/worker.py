@@ -53,7 +53,8 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     setup_globals()
     version.setbase("1.3")
     JobRuntime.instance().set("name", "experiments")
-    gc.freeze()
+    job.collect_garbage()  # now: what a run's first call finds includes the run itself
+    warmed_up = False
     while True:
         try:
             request, composed = parent.recv()
@@ -61,8 +62,12 @@ def main(parent: Connection, cuda_device: int | None) -> None:
             return
         if request == "fingerprints":
             parent.send(fingerprints(composed))
-        else:
-            parent.send(("end", *run_in_directory(composed, parent)))
+            continue
+        parent.send(("end", *run_in_directory(composed, parent)))
+        if not warmed_up:  # exempt what the first run has imported and cached, but none of its rest
+            gc.collect()
+            gc.freeze()
+            warmed_up = True
 
 
 def fingerprints(composed: DictConfig) -> dict[str, str]:
