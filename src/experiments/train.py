@@ -85,7 +85,7 @@ def train(
             reporter.close()
             run.update(metrics={"best": state.best, "last": state.last})
         if epochs is None:
-            test(parts, state, run, tracker)
+            evaluate_test_split(parts, state, run, tracker, stop_signal)
     weights = fingerprint(parts.model.state_dict())
     run.update(weights={**run.record["weights"], "final": weights})
     return state.best[trainer["monitor"]]
@@ -147,9 +147,17 @@ def continue_tracking(run: Run, saved: dict[str, Any]) -> Tracker:
     return Tracker(run.path, saved["state"]["step"], saved["positions"])
 
 
-def test(parts: Parts, state: State, run: Run, tracker: Tracker) -> None:
-    """Evaluate the last weights on the test split and log the results."""
-    loss, accuracy = evaluate(parts.model, parts.loss_func, parts.test_loader)
+def evaluate_test_split(
+    parts: Parts,
+    state: State,
+    run: Run,
+    tracker: Tracker,
+    stop_signal: Callable[[], int | None] = lambda: None,
+) -> None:
+    """Evaluate the last weights on the test split and log the results. Raises Interrupted after a
+    signal; the last checkpoint is of these weights.
+    """
+    loss, accuracy = evaluate(parts.model, parts.loss_func, parts.test_loader, stop_signal)
     metrics = {"loss/test": loss, "accuracy/test": accuracy}
     tracker.log(state.step, state.epoch, metrics)
     run.update(metrics={**run.record["metrics"], "test": metrics})

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from experiments.data import Split
 from experiments.data.streams import derive
+from experiments.interrupt import start_loader_worker, starting_loader_workers
 
 Batch = tuple[Tensor, Tensor]
 
@@ -183,10 +184,13 @@ class TorchLoader:
             self.dataset,
             batch_sampler=(index.tolist() for index in indices),
             num_workers=self.num_workers,
+            worker_init_fn=start_loader_worker,
             # by default it draws from the global generator, which would change dropout
             generator=torch.Generator().manual_seed(derive(self.rows.seed, "workers", epoch)),
             pin_memory=self.device != "cpu",
         )
-        for xb, yb in loader:
+        with starting_loader_workers():
+            batches = iter(loader)
+        for xb, yb in batches:
             xb, yb = (part.to(self.device, non_blocking=True) for part in (xb, yb))
             yield xb if self.split is None else scale_bytes(xb), yb

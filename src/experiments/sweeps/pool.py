@@ -16,11 +16,12 @@ from experiments.config.compose import validate
 from experiments.config.cuda import cuda_devices
 from experiments.directory import record
 from experiments.errors import UsageError
-from experiments.interrupt import Interrupt
+from experiments.interrupt import STOP_SIGNALS, Interrupt
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.view import View
 
 POLL_SECONDS = 0.2
+FORK_SERVER_DIED = 255  # the exit code that multiprocessing then reports of every worker
 FORKING = multiprocessing.get_context("forkserver")
 
 
@@ -61,9 +62,11 @@ class Pool:
     retry_queue: list[Job] = field(default_factory=list)  # jobs to run again
     stopping: bool = False
     data_read: dict[str, dict[str, str]] = field(default_factory=dict)  # by the data's config
+    interrupt: Interrupt | None = None
 
     def run(self, waiting: Iterator[Job], view: View, interrupt: Interrupt) -> None:
         """Keep all workers busy until every job has ended or a signal has stopped them all."""
+        self.interrupt = interrupt
         next_job = next(waiting, None)
         while next_job is not None or any(worker.job for worker in self.workers):
             if interrupt.number is not None and not self.stopping:
@@ -169,8 +172,12 @@ class Pool:
         worker.process.join()
         self.workers.remove(worker)
         code = worker.process.exitcode
-        if code == -signal.SIGTERM and (self.stopping or worker.stop_requested):
-            # before the run had installed its signal handlers
+        # before the run had installed its signal handlers
+        if code == -signal.SIGTERM and worker.stop_requested:
+            return ("end", "interrupted", None, None)
+        # a signal to the whole process group reaches workers and fork server, too
+        stopped = self.interrupt is not None and self.interrupt.number is not None
+        if stopped and code in (FORK_SERVER_DIED, *(-number for number in STOP_SIGNALS)):
             return ("end", "interrupted", None, None)
         return ("end", *record_death(job, exit_reason(code)))
 
@@ -178,6 +185,11 @@ class Pool:
         """Send SIGTERM to all workers."""
         for worker in self.workers:
             worker.process.terminate()
+
+    def kill(self) -> None:
+        """Kill all workers; their runs can be resumed."""
+        for worker in self.workers:
+            worker.process.kill()
 
     def close(self) -> None:
         """Close the pipes; each worker exits when its run has ended."""

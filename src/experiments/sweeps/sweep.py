@@ -115,6 +115,9 @@ class Sweep:
         try:
             with Interrupt() as interrupt:
                 self.pool.run(jobs(placed), view, interrupt)
+        except KeyboardInterrupt:  # the second Ctrl-C
+            self.pool.kill()
+            raise
         except BaseException:
             self.pool.terminate()
             raise

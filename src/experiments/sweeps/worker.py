@@ -27,6 +27,7 @@ from experiments import job
 from experiments.config.compose import validate
 from experiments.directory.record import read_record
 from experiments.errors import Diverged, UsageError
+from experiments.interrupt import STOP_SIGNALS, ignore_stop_signals
 from experiments.train import train  # noqa: F401  (takes a second to import)
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     ("epoch", number of epochs done, metrics of the last one) and ("end", state, best value of
     trainer.monitor or None, error or None).
     """
-    # Ctrl-C reaches the whole process group; only the parent handles it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # they reach the whole process group; the parent handles them and sends SIGTERM
+    ignore_stop_signals(*set(STOP_SIGNALS) - {signal.SIGTERM})
     threading.Thread(target=exit_with_parent, daemon=True).start()
     if cuda_device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(cuda_device)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from experiments.data.loaders import Batch, Loader
 from experiments.errors import Interrupted
+from experiments.training.determinism import global_state, restore_global_state
 from experiments.training.progress import Progress
 from experiments.training.train_log import Metrics, State, StepResult, TrainLog, check_finite
 
@@ -126,9 +127,14 @@ class EagerSteps:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module,
+    loss_func: LossFunc,
+    loader: Loader,
+    stop_signal: Callable[[], int | None] = lambda: None,
+) -> tuple[float, float]:
     """The mean loss over all rows, each batch weighted by its size, and the fraction of rows
-    whose largest logit is the target.
+    whose largest logit is the target. Raises Interrupted after a signal.
     """
     model.eval()
     losses, sizes, correct = [], [], []
@@ -141,6 +147,8 @@ def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[flo
         loss, size = loss_batch(model, count_correct, xb, yb)
         losses.append(loss)
         sizes.append(size)
+        if signal_number := stop_signal():
+            raise Interrupted(signal_number)
     # one transfer from the device, summed in double precision
     weighted = (loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
     return sum(weighted) / sum(sizes), int(torch.stack(correct).sum()) / sum(sizes)
@@ -181,10 +189,25 @@ def fit(
         train_log.end_epoch()
         seconds = time.perf_counter() - started
         throughput = (state.epoch_rows - rows_before) / seconds
-        loss, accuracy = evaluate(model, loss_func, valid_loader)
-        end_epoch(state, {"loss/valid": loss, "accuracy/valid": accuracy}, throughput, options,
-                  callbacks)  # fmt: skip
+        valid = validate(model, loss_func, valid_loader, state, callbacks)
+        end_epoch(state, valid, throughput, options, callbacks)
     return state.best
+
+
+def validate(
+    model: nn.Module, loss_func: LossFunc, loader: Loader, state: State, callbacks: Callbacks
+) -> Metrics:
+    """The metrics of the validation split. After a signal, saves the state before the validation,
+    which a resumed run repeats, and raises Interrupted.
+    """
+    random_state = global_state()
+    try:
+        loss, accuracy = evaluate(model, loss_func, loader, callbacks.stop_signal)
+    except Interrupted:
+        restore_global_state(*random_state)
+        callbacks.save(state, False)
+        raise
+    return {"loss/valid": loss, "accuracy/valid": accuracy}
 
 
 def end_epoch(
