@@ -26,6 +26,7 @@ from experiments.directory import record
 from experiments.directory.claim import claim
 from experiments.directory.identity import differences, identify, keep_changed
 from experiments.directory.paths import display_path
+from experiments.directory.trust import resume_command
 from experiments.errors import Diverged, Interrupted, UsageError
 from experiments.interrupt import Interrupt
 from experiments.training.build import build
@@ -44,6 +45,11 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
     """
     chosen_by_user = any(o.startswith("hydra.run.dir=") for o in composed.hydra.overrides.hydra)
     requested = Path(composed.hydra.run.dir)
+    if chosen_by_user and any(requested.glob("*/run.json")):
+        raise UsageError(
+            f"hydra.run.dir={requested}: holds the runs of a sweep, which this one would hide; "
+            "choose another directory"
+        )
     missing = [folder for folder in requested.parents if not folder.exists()]
     directory = claim(requested, exact=chosen_by_user)
     try:
@@ -201,8 +207,8 @@ def execute(
     except (Interrupted, KeyboardInterrupt) as interruption:
         run_directory.end("interrupted")
         with where_typed():
-            path = shlex.quote(display_path(run_directory.path))
-        print(f"interrupted; resume with: python -m experiments resume={path}", file=sys.stderr)
+            command = resume_command(run_directory.path, config)
+        print(f"interrupted; resume with: {command}", file=sys.stderr)
         number: int = signal.SIGINT
         if isinstance(interruption, Interrupted):
             number = interruption.signal_number

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,8 @@ def ensure_no_run(path: Path) -> None:
     """Raise UsageError if a directory holds a run."""
     if (path / "run.json").exists():
         raise UsageError(
-            f"hydra.run.dir={path}: already holds a run; choose another or use resume={path}"
+            f"hydra.run.dir={path}: already holds a run; choose another or use "
+            f"resume={shlex.quote(str(path))}"
         )
 
 

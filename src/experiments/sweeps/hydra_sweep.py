@@ -27,9 +27,13 @@ OUR_NAMES = "${run_name:${hydra.job.override_dirname}}"
 
 def name_runs(shared: DictConfig) -> None:
     """Set the names of the runs' directories in the shared config, for every launcher, unless the
-    user chose others.
+    user chose others. Raises UsageError for names outside of the sweep's directory.
     """
     overrides = written(shared)["hydra"]
+    path = Path(names(shared))
+    outside = path.is_absolute() or ".." in path.parts or not path.parts
+    if outside and shared.hydra.runtime.choices["hydra/launcher"] == "workers":
+        raise UsageError(f"hydra.sweep.subdir={path}: expected a path below the sweep's directory")
     if names(shared) == HYDRAS_NAMES and "hydra.sweep.subdir=" not in " ".join(overrides):
         # set here: in the YAML it would slow down every start
         with open_dict(shared):

@@ -142,7 +142,7 @@ def place_job(
 
 def places(directory: Path, composed: DictConfig, continuation: Continuation) -> Iterator[Path]:
     """The directories that a job may have: that of its name, those with a suffix, other runs of
-    the sweep if the user chose the names, and a free one at last.
+    the sweep if its name is the user's choice or may be another one each time, and a free one.
 
     Raises UsageError for a name that leads out of the sweep's directory.
     """
@@ -150,7 +150,10 @@ def places(directory: Path, composed: DictConfig, continuation: Continuation) ->
     if name.is_absolute() or ".." in name.parts or not name.parts:
         raise UsageError(f"hydra.sweep.subdir={name}: expected a path below the sweep's directory")
     first = directory / name
-    by_overrides = run_name(composed.hydra.job.override_dirname) == str(name)
+    overrides = cast(dict[str, Any], OmegaConf.to_container(composed.hydra.job))["override_dirname"]
+    by_overrides = not RESOLVER.search(overrides) and run_name(
+        composed.hydra.job.override_dirname
+    ) == str(name)
     if by_overrides and continuation.config(first) is None and not first.exists():
         yield first
         return
