@@ -270,7 +270,7 @@ def test_shell_completion_completes(typed: str, expected: list[str], watched: Co
         (["-m", "seed=1,2", "++seed=3"], ["seed=1,2 and ++seed=3", "all of its values together"]),
         (["-m", "seed=range(0,0)"], ["seed=range(0,0)", "has no value to sweep"]),
         (["-m", "seed=interval(0,1)"], ["seed=0.0", "expected a whole number"]),
-        (["-m", "optimizer.lr=interval(0.1,1)"], ["does not support sweep type"]),
+        (["-m", "optimizer.lr=interval(0.1,1)"], ["interval(0.1,1)", "hydra/sweeper=tpe"]),
         (["-m", "hydra.run.dir=a,b"], ["hydra.run.dir=a,b", "give one value"]),
         (["-m", "hydra.sweep.subdir=/a", "seed=0,1"], ["hydra.sweep.subdir=/a", "below"]),
         (["sweep=x"], ["sweep=x", "add -m", "hydra.run.dir=outputs/x"]),

@@ -233,6 +233,7 @@ def run_sweep(args: Namespace) -> None:
 
     try:
         hydra_sweep.name_runs(shared)
+        hydra_sweep.reject_intervals(shared, overrides)
         hydra_sweep.reject_shared_directories(shared, overrides)
         directory = hydra_sweep.choose_directory(shared)
     except CONFIG_ERRORS as error:

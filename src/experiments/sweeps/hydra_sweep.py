@@ -75,6 +75,18 @@ def choose_directory(shared: DictConfig) -> Path:
     return directory
 
 
+def reject_intervals(shared: DictConfig, overrides: list[Override]) -> None:
+    """Raise UsageError for an interval that Hydra's basic sweeper is to enumerate."""
+    for override in overrides:
+        if (
+            override.is_interval_sweep()
+            and shared.hydra.runtime.choices["hydra/sweeper"] == "basic"
+        ):
+            raise UsageError(
+                f"{override.input_line}: an interval needs hydra/sweeper=tpe; give values as a,b,c"
+            )
+
+
 def reject_shared_directories(shared: DictConfig, overrides: list[Override]) -> None:
     """Raise UsageError if two jobs of a grid would have one directory, where a launcher of Hydra's
     names them. The sweep's own launcher gives the second a suffix.
