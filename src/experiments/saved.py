@@ -13,7 +13,7 @@ from experiments.directory.identity import code_changes, identify
 from experiments.directory.metrics import read_metrics, rows_by_step
 from experiments.directory.record import read_record
 from experiments.directory.saved_config import read_config
-from experiments.directory.trust import check_objects
+from experiments.directory.trust import check_objects, resume_command
 from experiments.errors import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ def load_run(
     checkpoints = Checkpoints(path / "checkpoints")
     content = checkpoints.load(checkpoint) or checkpoints.load("last")
     if content is None:
-        raise UsageError(f"{path}: has no checkpoint yet; resume={path} continues the run")
+        command = resume_command(path, config)
+        raise UsageError(f"{path}: has no checkpoint yet; go on with: {command}")
     record = read_record(path)
     for change in code_changes(record, identify(config)["code"]):
         print(f"warning: {change} since the run: its model may compute something else",

@@ -224,7 +224,7 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
     """
     try:
         if not (job.path / "run.json").exists():
-            job.path.mkdir(exist_ok=True)
+            job.path.mkdir(parents=True, exist_ok=True)
             overrides = [str(override) for override in job.composed.hydra.overrides.task]
             record.start(job.path, validate(job.composed), overrides).end("failed", error)
         saved = record.record_end(job.path, "failed", error)
