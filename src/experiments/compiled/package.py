@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +102,15 @@ def cache_folder() -> Path:
     return folder
 
 
-def compile_once(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> Path:
+def compile_once(
+    key: str,
+    graph: torch.fx.GraphModule,
+    inputs: tuple[Any, ...],
+    before: Callable[[], None] = lambda: None,
+) -> Path:
     """The compiled package of a graph, from the cache or newly compiled into it.
+
+    before: called before a package is compiled; may raise UsageError.
 
     A lock file makes concurrent processes with the same key wait instead of compiling twice. The
     file name ends in a short sha256 of the content; on a mismatch the package is compiled again.
@@ -117,6 +124,7 @@ def compile_once(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...])
             if short_sha256(file.read_bytes()) == file.stem.partition("-")[2]:
                 return file
             file.unlink()
+        before()
         print("compiling the step, once for its shapes: about 10 to 20 seconds", flush=True)
         output = folder / f"{key}.pt2"
         # Ctrl-C also reaches the compiler's child processes; if it kills one that probes the CPU's
