@@ -53,7 +53,7 @@ def make(monkeypatch: pytest.MonkeyPatch, split: Split) -> Make:
     packages: list[GraphInsteadOfPackage] = []
 
     def compile_nothing(
-        key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...], before: Callable[[], None]
+        key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...], *others: object
     ) -> Path:
         packages.append(GraphInsteadOfPackage(graph, inputs))
         return Path()
@@ -149,6 +149,19 @@ def test_a_loader_that_is_no_tensor_loader_is_named(make: Make) -> None:
 
 def test_a_loader_that_only_takes_other_options_is_compiled(make: Make, split: Split) -> None:
     make(loader=WithOptions(split, batch_size=64))
+
+
+def test_a_graph_that_would_be_too_large_has_fewer_steps(
+    make: Make, monkeypatch: pytest.MonkeyPatch, split: Split
+) -> None:
+    loader = TensorLoader(split, batch_size=16)
+    assert make(loader=loader).steps_per_call == 8
+    monkeypatch.setattr(compiled, "MAX_NODES", 200)
+    steps = make(loader=loader)
+    assert 1 <= steps.steps_per_call < 8
+    assert len(steps.traced[0].graph.nodes) <= 200
+    rows = sum(len(result.lrs) * result.rows for result in steps.take(0, 0))
+    assert rows == ROWS
 
 
 # Hooks

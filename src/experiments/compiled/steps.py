@@ -19,7 +19,7 @@ from experiments.compiled.eager_check import Checked, check_against_eager
 from experiments.compiled.eligibility import check_loader, check_modules, check_optimizer
 from experiments.compiled.package import cache_key, compile_once, load, on_threads
 from experiments.compiled.python_state import PythonState
-from experiments.compiled.trace import count_flops, same_graph, trace
+from experiments.compiled.trace import GraphTooLarge, count_flops, count_nodes, same_graph, trace
 from experiments.compiled.updates import Update, find_update
 from experiments.data.loaders import TensorLoader, gather
 from experiments.errors import UsageError
@@ -28,6 +28,8 @@ from experiments.training.train_log import StepResult
 
 # Steps on small batches are unrolled into one graph up to this many rows, to share the call's cost.
 ROWS_PER_CALL = 128
+# A graph of more nodes is traced again with fewer steps, since compiling it would take minutes.
+MAX_NODES = 4000
 # Below this a step runs on one thread: several would spend the time waiting for each other.
 SINGLE_THREAD_FLOPS = 15_000_000
 
@@ -40,8 +42,9 @@ class CompiledSteps:
     runs eagerly. Results equal the eager ones to float tolerance, and are bitwise reproducible.
 
     accumulated: batches per optimizer step. clip_norm: maximum norm of the gradient.
+    stop_signal: gives the number of a signal that has arrived.
 
-    Raises UsageError if the step cannot be compiled.
+    Raises UsageError if the step cannot be compiled, Interrupted after a signal.
     """
 
     def __init__(
@@ -54,26 +57,35 @@ class CompiledSteps:
         *,
         accumulated: int = 1,
         clip_norm: float | None = None,
+        stop_signal: Callable[[], int | None] = lambda: None,
     ) -> None:
         check_loader(loader)
+        self.stop_signal = stop_signal
         self.eager = EagerSteps(model, loss_func, opt, scheduler, loader, accumulated)
         self.loader, self.accumulated, self.clip_norm = loader, accumulated, clip_norm
         self.opt, self.update = opt, find_update(opt)
         [self.group] = opt.param_groups
         self.constants = self.update.constants(self.group)
         self.rows_per_step = accumulated * loader.rows.batch_size
-        self.steps_per_call = max(1, ROWS_PER_CALL // self.rows_per_step)
-        self.rows_per_call = self.steps_per_call * self.rows_per_step
         self.module = ModelWithLoss(model, loss_func)
         self.parts = {"model": model, "loss": loss_func}
         self.check_hooks()
         self.trained_names = self.find_trained_names()
-        inputs = self.graph_inputs(opt)
         model.train()
-        self.compile(inputs)
+        graph, inputs = self.trace_as_many_as_fit(max(1, ROWS_PER_CALL // self.rows_per_step))
+        self.compile(graph, inputs)
         self.inputs = tree_leaves(inputs)
         gc.freeze()  # one garbage collection pass over the compiler's modules takes long
         opt._opt_called = True  # type: ignore[attr-defined]  # or every scheduler would warn
+
+    def trace_as_many_as_fit(self, steps: int) -> tuple[torch.fx.GraphModule, tuple[Any, ...]]:
+        """The graph of so many steps, or fewer if it would be too large, and its inputs."""
+        self.steps_per_call, self.rows_per_call = steps, steps * self.rows_per_step
+        inputs = self.graph_inputs(self.opt)
+        try:
+            return self.trace(inputs), inputs
+        except GraphTooLarge as error:
+            return self.trace_as_many_as_fit(max(1, MAX_NODES // error.nodes_per_step))
 
     def graph_inputs(self, opt: Optimizer) -> tuple[Any, ...]:
         """The arguments of `trace_steps`; the model's and the optimizer's tensors are not copied.
@@ -135,16 +147,15 @@ class CompiledSteps:
                 "step computes something else than the model; use trainer.compile=false"
             )
 
-    def compile(self, inputs: tuple[Any, ...]) -> None:
-        """Trace the steps, choose the number of threads and load the compiled package."""
-        graph = self.trace(inputs)
+    def compile(self, graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> None:
+        """Choose the number of threads, load the compiled package and check it."""
         small = count_flops(graph) < SINGLE_THREAD_FLOPS * self.steps_per_call
         self.threads = 1 if small else torch.get_num_threads()
         check = partial(self.check_against_eager, graph, inputs)
         with on_threads(self.threads):
             self.key = cache_key(graph, inputs)
             # the graph is checked first, so that nothing is refused after minutes of compiling
-            path = compile_once(self.key, graph, inputs, partial(check, graph))
+            path = compile_once(self.key, graph, inputs, partial(check, graph), self.stop_signal)
             self.package = load(path, self.device)
         check(lambda *args: self.package.run(tree_leaves(args))[0])
 
@@ -252,6 +263,9 @@ class CompiledSteps:
             losses.append(reduce(torch.add, batch_losses))
             with torch.no_grad():
                 parameters, states = self.trace_update(parameters, grads, states, step_scalars)
+            nodes = count_nodes()
+            if nodes > MAX_NODES and self.steps_per_call > 1:
+                raise GraphTooLarge(nodes // len(losses))
         # only at the end: inductor miscompiled in-place updates between the steps
         with torch.no_grad():
             for old, new in zip(

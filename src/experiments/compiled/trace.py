@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from experiments.compiled.eligibility import observed_forward_hooks
 from experiments.compiled.python_state import PythonState
 from experiments.directory.fingerprint import fingerprint
-from experiments.errors import UsageError
+from experiments.errors import Interrupted, UsageError
+
+
+class GraphTooLarge(Exception):
+    """A graph of several steps would have too many nodes."""
+
+    def __init__(self, nodes_per_step: int) -> None:
+        super().__init__(nodes_per_step)
+        self.nodes_per_step = nodes_per_step
 
 
 @contextlib.contextmanager
@@ -21,7 +29,7 @@ def as_usage_error(failure: str) -> Iterator[None]:
     """Turn any exception into a one-line UsageError: `failure`, the reason and the remedy."""
     try:
         yield
-    except UsageError:
+    except (UsageError, Interrupted, GraphTooLarge):
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
@@ -43,9 +51,9 @@ def trace(
 
     modules: what `steps` calls, by name. Their Python state is put back.
 
-    Raises UsageError if they cannot be traced, if a second trace gives a different graph, or if
-    something changes that a graph does not hold: Python state, or a random generator other than
-    torch's own.
+    Raises GraphTooLarge if `steps` does; UsageError if they cannot be traced, if a second trace
+    gives a different graph, or if something changes that a graph does not hold: Python state, or a
+    random generator other than torch's own.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -82,6 +90,14 @@ def trace(
         )
     check_generators(graphs[0])
     return graphs[0]
+
+
+def count_nodes() -> int:
+    """The number of nodes of the graph that is being traced."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    mode = get_proxy_mode()
+    return 0 if mode is None else len(mode.tracer.graph.nodes)
 
 
 def same_graph(one: torch.fx.GraphModule, other: torch.fx.GraphModule) -> bool:
