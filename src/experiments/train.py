@@ -59,7 +59,7 @@ def train(
     checkpoints = Checkpoints(run.path / "checkpoints", **config["checkpoint"])
     saved = checkpoints.load()
     state = State() if saved is None else restore(parts, saved, run)
-    steps, compiled = make_steps(parts, trainer)
+    steps, compiled = make_steps(parts, trainer, stop_signal)
     record_environment(run, parts, data, torch_environment(device, trainer) | compiled)
     tracker = start_tracking(run, config) if saved is None else continue_tracking(run, saved)
     reporter = progress(trainer["epochs"], len(parts.train_loader))
@@ -115,8 +115,13 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
     }
 
 
-def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, str]]:
-    """The eager or compiled steps, and the key of the compiled package if there is one."""
+def make_steps(
+    parts: Parts, trainer: dict[str, Any], stop_signal: Callable[[], int | None]
+) -> tuple[Steps, dict[str, str]]:
+    """The eager or compiled steps, and the key of the compiled package if there is one.
+
+    Raises Interrupted if a signal arrives while they are compiled.
+    """
     if not trainer["compile"]:
         return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.scheduler,
                           parts.train_loader, trainer["accumulate"]), {}  # fmt: skip
@@ -130,6 +135,7 @@ def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, 
         parts.train_loader,
         accumulated=trainer["accumulate"],
         clip_norm=trainer["clip_norm"],
+        stop_signal=stop_signal,
     )
     return compiled, {"compiled": compiled.key}
 
