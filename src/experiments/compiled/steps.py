@@ -140,7 +140,8 @@ class CompiledSteps:
         """Take one eager step on the rows `index`, int64 (rows,)."""
         self.step_count += 1
         batches = index.split(self.loader.rows.batch_size)
-        return self.eager.step([gather(self.loader.x, self.loader.y, batch) for batch in batches])
+        x, y, pixels = self.loader.x, self.loader.y, self.loader.pixels
+        return self.eager.step([gather(x, y, batch, pixels) for batch in batches])
 
     def trace_steps(
         self,
@@ -166,7 +167,8 @@ class CompiledSteps:
             tensors = dict(zip(names, parameters + untrained, strict=True))
             batch_losses, grads = [], []
             for rows in batches.unbind():
-                loss = functional_call(self.module, tensors, gather(x, y, rows))
+                batch = gather(x, y, rows, self.loader.pixels)
+                loss = functional_call(self.module, tensors, batch)
                 if self.accumulated > 1:
                     loss = loss / self.accumulated
                 batch_losses.append(loss.detach())

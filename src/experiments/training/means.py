@@ -1,0 +1,61 @@
+"""How much the loss of a batch counts in a mean over batches, so that it is the mean over all rows.
+
+torch's CrossEntropyLoss and NLLLoss divide by the class weights of the targets that count, not by
+the number of rows: with `weight`, or where targets equal `ignore_index`, so must a mean over batches.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.data.scan import Scan
+
+Weigh = Callable[[Tensor], Tensor]
+
+
+def target_weights(loss_func: Any) -> Weigh | None:
+    """The function from targets, int64 (batch, ...), to what a mean loss divides by, float64 ();
+    None for a loss that is not one of torch's with class weights or ignored targets.
+    """
+    if type(loss_func) not in (nn.CrossEntropyLoss, nn.NLLLoss) or loss_func.reduction != "mean":
+        return None
+
+    def weigh(targets: Tensor) -> Tensor:
+        counted = targets != loss_func.ignore_index
+        weights = loss_func.weight
+        if weights is None:
+            return counted.sum(dtype=torch.float64)
+        return weights.gather(0, targets[counted]).sum(dtype=torch.float64)
+
+    def weigh_indices(targets: Tensor) -> Tensor:
+        if targets.is_floating_point():  # probabilities of the classes: a mean over rows
+            return torch.tensor(float(len(targets)), dtype=torch.float64)
+        return weigh(targets)
+
+    return weigh_indices
+
+
+def step_weights(loss_func: Any, train: Scan) -> Weigh | None:
+    """`target_weights` if the loss does not weigh all rows of the training split alike, else None:
+    then a batch counts by its rows, which takes no time in a step.
+    """
+    weigh = target_weights(loss_func)
+    if weigh is None or train.lowest is None:
+        return None
+    uneven = loss_func.weight is not None or train.may_contain(loss_func.ignore_index)
+    return weigh if uneven else None
+
+
+def is_mean_over_rows(loss_func: Any, logits: Tensor, targets: Tensor) -> bool:
+    """Whether the loss of some rows is the mean of its parts' losses, weighted by their rows.
+
+    logits: (rows, ...), targets: (rows, ...), at least two rows
+    """
+    part = max(1, len(targets) // 3)
+    with torch.no_grad():
+        whole = loss_func(logits, targets)
+        first, rest = (loss_func(logits[s], targets[s]) for s in (slice(part), slice(part, None)))
+        mean = (first * part + rest * (len(targets) - part)) / len(targets)
+    return torch.allclose(whole, mean, rtol=1e-3, atol=1e-6, equal_nan=True)
