@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.config.names import overridden
 from experiments.data import Data
+from experiments.data.scan import Scan
 from experiments.directory.checkpoints import Checkpoints, restoring
 from experiments.directory.environment import packages
 from experiments.directory.fingerprint import fingerprint
@@ -31,6 +32,7 @@ from experiments.training.fit import (
     evaluate,
     fit,
 )
+from experiments.training.means import step_weights
 from experiments.training.parts import Parts, build_parts
 from experiments.training.progress import Progress, make_progress
 from experiments.training.train_log import State
@@ -58,7 +60,7 @@ def train(
     checkpoints = Checkpoints(run.path / "checkpoints", **config["checkpoint"])
     saved = checkpoints.load()
     state = State() if saved is None else restore(parts, saved, run)
-    steps, compiled = make_steps(parts, trainer)
+    steps, compiled = make_steps(parts, trainer, data.scans["train"])
     record_environment(run, parts, data, torch_environment(device, trainer) | compiled)
     tracker = start_tracking(run, config) if saved is None else continue_tracking(run, saved)
     reporter = progress(trainer["epochs"], len(parts.train_loader))
@@ -98,7 +100,10 @@ def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
         parts.model.load_state_dict(saved["model"])
         parts.opt.load_state_dict(saved["optimizer"])
         parts.scheduler.load_state_dict(saved["scheduler"])
-        return State(**saved["state"])
+        parts.loss_func.load_state_dict(saved.get("loss", parts.loss_func.state_dict()))
+        # an earlier version counted every batch by its rows, and kept no state of the loss
+        weights = {"weight": saved["state"]["rows"], "epoch_weight": saved["state"]["epoch_rows"]}
+        return State(**(weights | saved["state"]))
 
 
 def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str, Any]:
@@ -108,17 +113,22 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
         "positions": tracker.sync(),
         "parameters": parts.parameter_names,
         "model": parts.model.state_dict(),
+        "loss": parts.loss_func.state_dict(),
         "optimizer": parts.opt.state_dict(),
         "scheduler": parts.scheduler.state_dict(),
         "random": global_state(),
     }
 
 
-def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, str]]:
-    """The eager or compiled steps, and the key of the compiled package if there is one."""
+def make_steps(parts: Parts, trainer: dict[str, Any], train: Scan) -> tuple[Steps, dict[str, str]]:
+    """The eager or compiled steps, and the key of the compiled package if there is one.
+
+    train: what was found in the training split, which may hold targets that do not count.
+    """
+    weigh = step_weights(parts.loss_func, train)
     if not trainer["compile"]:
         return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.scheduler,
-                          parts.train_loader, trainer["accumulate"]), {}  # fmt: skip
+                          parts.train_loader, trainer["accumulate"], weigh), {}  # fmt: skip
     from experiments.compiled.steps import CompiledSteps  # takes a second to import
 
     compiled = CompiledSteps(
@@ -129,6 +139,7 @@ def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, 
         parts.train_loader,
         accumulated=trainer["accumulate"],
         clip_norm=trainer["clip_norm"],
+        weigh=weigh,
     )
     return compiled, {"compiled": compiled.key}
 

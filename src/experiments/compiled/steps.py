@@ -21,6 +21,7 @@ from experiments.compiled.updates import Update, find_update
 from experiments.data.loaders import TensorLoader, gather
 from experiments.errors import UsageError
 from experiments.training.fit import EagerSteps, Scheduler
+from experiments.training.means import Weigh
 from experiments.training.train_log import StepResult
 
 # Steps on small batches are unrolled into one graph up to this many rows, to share the call's cost.
@@ -36,7 +37,8 @@ class CompiledSteps:
     Full batches are compiled, several steps on small ones into one graph; the remainder of an epoch
     runs eagerly. Results equal the eager ones to float tolerance, and are bitwise reproducible.
 
-    accumulated: batches per optimizer step. clip_norm: maximum norm of the gradient.
+    accumulated: batches per optimizer step. clip_norm: maximum norm of the gradient. weigh: how
+    much the loss of a batch counts, from its targets; None: by its rows.
 
     Raises UsageError if the step cannot be compiled.
     """
@@ -51,10 +53,17 @@ class CompiledSteps:
         *,
         accumulated: int = 1,
         clip_norm: float | None = None,
+        weigh: Weigh | None = None,
     ) -> None:
         if not isinstance(loader, TensorLoader):
             raise UsageError("trainer.compile=true: needs whole tensors; use loader=tensors")
-        self.eager = EagerSteps(model, loss_func, opt, scheduler, loader, accumulated)
+        if weigh is not None and accumulated > 1:
+            raise UsageError(
+                f"trainer.accumulate={accumulated}: a compiled step counts its batches by rows, "
+                "not by class weights or targets that are not ignored; use trainer.compile=false"
+            )
+        self.eager = EagerSteps(model, loss_func, opt, scheduler, loader, accumulated, weigh)
+        self.weigh = weigh
         self.loader, self.accumulated, self.clip_norm = loader, accumulated, clip_norm
         self.update = find_update(opt)
         [self.group] = opt.param_groups
@@ -134,7 +143,11 @@ class CompiledSteps:
         self.inputs[-2] = index
         with on_threads(self.threads):
             (losses,) = self.package.run(self.inputs)
-        return StepResult(losses, lrs, self.rows_per_step, self.accumulated)
+        weights = None
+        if self.weigh is not None:
+            targets = self.loader.y.index_select(0, index).split(self.rows_per_step)
+            weights = torch.stack([self.weigh(yb) for yb in targets])
+        return StepResult(losses, lrs, self.rows_per_step, self.accumulated, weights)
 
     def step_eagerly(self, index: Tensor) -> StepResult:
         """Take one eager step on the rows `index`, int64 (rows,)."""

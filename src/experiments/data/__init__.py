@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # so that a damaged file is reported before torch is imported
     from torch import Tensor
-    from torch.utils.data import Dataset
 
     from experiments.data.scan import Scan
 
@@ -55,19 +54,19 @@ class Split:
 class Data:
     """The splits of a data set: for training, for model selection and for the final result.
 
-    Each is a `Split`, or, for loader=torch, any map-style Dataset of (x, y) pairs: it has a length
-    and `dataset[row]` gives a pair that torch's default_collate can batch. What reading a row draws
-    from the generators of Python, NumPy and torch is a function of seed, epoch and row. All rows are
-    read once at the start, unless the Dataset has an attribute or method `fingerprint`, a text that
+    Each is a `Split` or, for loader=torch, any map-style Dataset of (x, y) pairs: it has a length,
+    and default_collate makes a batch of its `dataset[row]`. What reading a row draws from the
+    generators of Python, NumPy and torch is a function of seed, epoch and row. All rows are read
+    once at the start, unless the Dataset has an attribute or method `fingerprint`, a text that
     identifies its rows; then only the first few are checked.
     """
 
-    train: Split | Dataset[Any]
-    valid: Split | Dataset[Any]
-    test: Split | Dataset[Any]
+    train: Split
+    valid: Split
+    test: Split
 
     @property
-    def splits(self) -> dict[str, Split | Dataset[Any]]:
+    def splits(self) -> dict[str, Any]:
         """The splits by name."""
         return {"train": self.train, "valid": self.valid, "test": self.test}
 

@@ -98,8 +98,8 @@ def check_samples(dataset: Any, subject: str) -> None:
     for row, before, after in zip(rows, first, again, strict=True):
         if not all(same_bits(a, b) for a, b in zip(before, after, strict=True)):
             raise UsageError(
-                f"{subject}: row {row} differs when it is read again, so a {type(dataset).__name__} "
-                "keeps a generator or a count of its own, which no checkpoint holds; draw from "
+                f"{subject}: row {row} differs when it is read again, so its Dataset keeps a "
+                "generator or a count of its own, which no checkpoint holds; draw from "
                 "random, np.random or torch, which are seeded for each row"
             )
 

@@ -1,4 +1,4 @@
-"""One pass over the rows of a split: its fingerprint, and what training on it would stumble over."""
+"""One pass over the rows of a split: its fingerprint, and what training would stumble over."""
 
 import hashlib
 from dataclasses import dataclass, field

@@ -28,7 +28,9 @@ def fingerprint(
         if flat.numel() > 0 and flat.stride(0) != 1:
             flat = flat.clone(memory_format=torch.contiguous_format)
         length = PIECE // flat.element_size()
-        for first, chunk in zip(range(0, max(1, flat.numel()), length), flat.split(length), strict=True):
+        for first, chunk in zip(
+            range(0, max(1, flat.numel()), length), flat.split(length), strict=True
+        ):
             digest.update(chunk.view(torch.uint8).numpy().data)
             look(name, chunk, first)
             release()

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from experiments.data.loaders import Batch, Loader
 from experiments.errors import Interrupted
-from experiments.training.means import Weigh, target_weights
+from experiments.training.means import Weigh, evaluation_weights, mean_loss
 from experiments.training.progress import Progress
 from experiments.training.train_log import Metrics, State, StepResult, TrainLog, check_finite
 
@@ -93,7 +93,7 @@ def accumulate(
         batch that counts 0 is not computed, since it would be 0 / 0: its gradient is zero.
     """
     rows = sum(len(xb) for xb, _ in batches)
-    counts: list[float] = weights or [len(xb) for xb, _ in batches]
+    counts: list[float] = [len(xb) for xb, _ in batches] if weights is None else weights
     count = sum(counts)
     total = torch.zeros((), device=batches[0][0].device)
     for (xb, yb), part in zip(batches, counts, strict=True):
@@ -136,9 +136,7 @@ class EagerSteps:
         weights = None
         if self.weigh is not None:
             weights = torch.stack([self.weigh(yb) for _, yb in batches])
-            loss, rows = accumulate(
-                self.model, self.loss_func, batches, self.opt, weights.tolist()
-            )
+            loss, rows = accumulate(self.model, self.loss_func, batches, self.opt, weights.tolist())
             weights = weights.sum()
         elif len(batches) == 1:
             loss, rows = loss_batch(self.model, self.loss_func, *batches[0], self.opt)
@@ -157,7 +155,7 @@ def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[flo
     if isinstance(loss_func, nn.Module):
         loss_func.eval()
     losses, sizes, correct = [], [], []
-    weigh, weights = target_weights(loss_func), []
+    weigh, weights = evaluation_weights(loss_func, loader), []
 
     def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
         correct.append((logits.argmax(1) == targets).sum())
@@ -170,10 +168,9 @@ def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[flo
         if weigh is not None:
             weights.append(weigh(yb))
     # one transfer from the device, summed in double precision
-    counts: list[float] = torch.stack(weights).tolist() if weights else sizes
-    pairs = zip(torch.stack(losses).tolist(), counts, strict=True)
-    weighted = (loss * count for loss, count in pairs if count)
-    mean = sum(weighted) / sum(counts) if sum(counts) else math.nan
+    mean = mean_loss(
+        torch.stack(losses).tolist(), sizes, torch.stack(weights).tolist() if weights else []
+    )
     return mean, int(torch.stack(correct).sum()) / sum(sizes)
 
 

@@ -1,15 +1,18 @@
 """How much the loss of a batch counts in a mean over batches, so that it is the mean over all rows.
 
 torch's CrossEntropyLoss and NLLLoss divide by the class weights of the targets that count, not by
-the number of rows: with `weight`, or where targets equal `ignore_index`, so must a mean over batches.
+the number of rows. With `weight`, or where targets equal `ignore_index`, so must a mean over
+batches.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from experiments.data.loaders import Loader, TensorLoader
 from experiments.data.scan import Scan
 
 Weigh = Callable[[Tensor], Tensor]
@@ -21,20 +24,42 @@ def target_weights(loss_func: Any) -> Weigh | None:
     """
     if type(loss_func) not in (nn.CrossEntropyLoss, nn.NLLLoss) or loss_func.reduction != "mean":
         return None
+    ignored: int = loss_func.ignore_index
+    class_weights: Tensor | None = loss_func.weight
 
     def weigh(targets: Tensor) -> Tensor:
-        counted = targets != loss_func.ignore_index
-        weights = loss_func.weight
-        if weights is None:
-            return counted.sum(dtype=torch.float64)
-        return weights.gather(0, targets[counted]).sum(dtype=torch.float64)
-
-    def weigh_indices(targets: Tensor) -> Tensor:
         if targets.is_floating_point():  # probabilities of the classes: a mean over rows
-            return torch.tensor(float(len(targets)), dtype=torch.float64)
-        return weigh(targets)
+            return torch.tensor(len(targets), dtype=torch.float64, device=targets.device)
+        counted = targets != ignored
+        if class_weights is None:
+            return counted.sum(dtype=torch.float64)
+        return class_weights.gather(0, targets[counted]).sum(dtype=torch.float64)
 
-    return weigh_indices
+    return weigh
+
+
+def evaluation_weights(loss_func: Any, loader: Loader) -> Weigh | None:
+    """`target_weights` if the loss may not weigh all rows of a loader alike, else None."""
+    weigh = target_weights(loss_func)
+    if weigh is not None and type(loader) is TensorLoader and loader.split.block is None:
+        even = loss_func.weight is None and not (loader.y == loss_func.ignore_index).any()
+        return None if even else weigh
+    return weigh
+
+
+def mean_loss(losses: list[float], sizes: list[int], weights: list[float]) -> float:
+    """The mean loss over all rows, from the mean losses of batches with `sizes` rows.
+
+    weights: what each batch counts; empty: its rows. NaN if none counts.
+    """
+    # as many counted targets in each row: their rows then are the same weights, and exact
+    even = all(
+        weight * sizes[0] == weights[0] * size > 0
+        for weight, size in zip(weights, sizes, strict=bool(weights))
+    )
+    counts: list[float] = [*sizes] if even else weights
+    weighted = (loss * count for loss, count in zip(losses, counts, strict=True) if count)
+    return sum(weighted) / sum(counts) if sum(counts) else math.nan
 
 
 def step_weights(loss_func: Any, train: Scan) -> Weigh | None:
