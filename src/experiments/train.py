@@ -78,9 +78,9 @@ def train(
     callbacks = Callbacks(tracker.log, save, reporter, checkpoints.due, stop_signal)
     try:
         fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
-    except Diverged:
+    except Diverged as error:
         tracker.hparams_end(success=False)
-        raise
+        raise explained(error, data) from None
     finally:
         reporter.close()
         run.update(metrics={"best": state.best, "last": state.last})
@@ -90,6 +90,17 @@ def train(
     weights = fingerprint(parts.model.state_dict())
     run.update(weights={**run.record["weights"], "final": weights})
     return state.best[trainer["monitor"]]
+
+
+def explained(error: Diverged, data: Data) -> Diverged:
+    """The error, with the rows that are not finite, which the model seemed to cope with, as its
+    cause instead of the learning rate.
+    """
+    for name in ("train", "valid"):
+        for part, row in data.scans[name].not_finite.items():
+            reason = str(error).partition(";")[0]
+            return Diverged(f"{reason}; row {row} of {name} {part} is NaN or infinite: fill it")
+    return error
 
 
 def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.data import Data, Split, reads_samples
-from experiments.data.loaders import Batch, select
+from experiments.data.loaders import Batch, BatchRows, select
 from experiments.data.scan import Scan
 from experiments.directory.checkpoints import serialize
 from experiments.errors import UsageError
@@ -61,8 +61,8 @@ def check_targets(
             row, target = outside
             raise UsageError(
                 f"data: row {row} of {name} has the target {target}, and the model's "
-                f"{classes} outputs stand for 0 to {classes - 1}; correct the target, "
-                f"give it loss.ignore_index={ignored}, or change model.out_features"
+                f"{classes} outputs stand for 0 to {classes - 1}; correct it, change "
+                f"model.out_features, or set it to {ignored} (the loss's ignore_index) to ignore it"
             )
     if found.lowest == found.highest == ignored:
         message = f"data: every target of {name} is loss.ignore_index={ignored}"
@@ -137,6 +137,30 @@ def check_state(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, 
             file=sys.stderr,
         )
     return found.writes_input
+
+
+def check_last_batch(
+    config: dict[str, Any], model: nn.Module, loss_func: nn.Module, train: Any, loader: Any
+) -> None:
+    """Raise UsageError if the last batch of an epoch has one row and the model cannot train on one,
+    as with BatchNorm, though it can on two.
+    """
+    rows = getattr(loader, "rows", None)
+    if not isinstance(rows, BatchRows) or len(train) < 2:
+        return
+    size = rows.batch_size
+    last = 0 if rows.drop_last and size > 1 else len(train) % size
+    if last != 1 and size != 1:
+        return
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    pair = [part.to(device) for part in select(train, [0, 1])]
+    parts = {"model": model, "loss": loss_func}
+    if probe(parts, (pair[0], pair[1])) and not probe(parts, (pair[0][:1], pair[1][:1])):
+        raise UsageError(
+            f"loader.batch_size={size}: an epoch of {len(train)} rows ends with a batch of one row, "
+            "on which the model cannot train (BatchNorm needs two); use loader.drop_last=true or "
+            "another batch size"
+        )
 
 
 def check_extra_state(config: dict[str, Any], parts: dict[str, nn.Module]) -> None:

@@ -33,7 +33,7 @@ def target_weights(loss_func: Any) -> Weigh | None:
         counted = targets != ignored
         if class_weights is None:
             return counted.sum(dtype=torch.float64)
-        return class_weights.gather(0, targets[counted]).sum(dtype=torch.float64)
+        return class_weights.gather(0, targets[counted].long()).sum(dtype=torch.float64)
 
     return weigh
 

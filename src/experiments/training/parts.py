@@ -12,7 +12,13 @@ from experiments.data import Data, reads_samples
 from experiments.data.loaders import Loader, TensorLoader, evaluation_options, select
 from experiments.errors import UsageError
 from experiments.training.build import build
-from experiments.training.checks import check_state, check_values, mismatch_remedy, report_mean
+from experiments.training.checks import (
+    check_last_batch,
+    check_state,
+    check_values,
+    mismatch_remedy,
+    report_mean,
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
     check_fit(config, model, loss_func, data.train)
     check_values(config, model, loss_func, data)
     copies = check_state(config, model, loss_func, data.train)
+    check_last_batch(config, model, loss_func, data.train, train_loader)
     for loader in (train_loader, valid_loader, test_loader):
         if isinstance(loader, TensorLoader):
             loader.copies = copies
