@@ -22,7 +22,7 @@ class Scan:
 
     not_finite: the first row with a NaN or infinity in `x` and in `y`, if there is one
     lowest, highest: the extremes of integer targets; None if there are no integer targets
-    classes: the first row of each target, for a Dataset with one integer per row
+    classes: the first row of each integer target of a Dataset
     """
 
     fingerprint: str = ""
@@ -82,8 +82,9 @@ def scan_samples(dataset: Any) -> Scan:
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
                 digest.update(flat.view(torch.uint8).numpy().data)
                 found.look(name, flat, row * max(1, flat.numel()), max(1, flat.numel()))
-                if name == "y" and flat.numel() == 1 and not flat.is_floating_point():
-                    found.classes.setdefault(int(flat[0]), row)
+                if name == "y" and not flat.is_floating_point():
+                    for target in flat.unique().tolist():
+                        found.classes.setdefault(target, row)
     found.fingerprint = digest.hexdigest()
     if own is not None:
         found.fingerprint = str(own() if callable(own) else own)

@@ -1,5 +1,5 @@
-"""JSON that every reader takes. It has no words for NaN, which becomes null, nor for infinity, which
-becomes 1e999: a number that is read as infinity.
+"""JSON that every reader takes. It has no word for NaN, which becomes null, nor for infinity,
+which becomes 1e999: a number that is read as infinity.
 """
 
 import json

@@ -50,7 +50,8 @@ def check_targets(
     """Raise UsageError for a target that is no class of torch's cross entropy, or for a split whose
     targets are all ignored.
     """
-    if target_weights(loss_func) is None or found.lowest is None or found.highest is None:
+    of_classes = type(loss_func) in (nn.CrossEntropyLoss, nn.NLLLoss)
+    if not of_classes or found.lowest is None or found.highest is None:
         return
     ignored = cast(int, loss_func.ignore_index)
     logits, _ = evaluated(model, select(split, [0]))
@@ -107,7 +108,7 @@ def copes(model: nn.Module, loss_func: nn.Module, split: Any, row: int) -> bool:
     rows = [row, *(other for other in range(min(NEIGHBOURS, len(split))) if other != row)]
     logits, yb = evaluated(model, select(split, rows))
     with torch.no_grad():
-        return bool(loss_func(logits, yb).isfinite().all())
+        return bool(loss_func.eval()(logits, yb).isfinite().all())
 
 
 def check_state(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, train: Any) -> bool:
@@ -157,8 +158,8 @@ def check_last_batch(
     parts = {"model": model, "loss": loss_func}
     if probe(parts, (pair[0], pair[1])) and not probe(parts, (pair[0][:1], pair[1][:1])):
         raise UsageError(
-            f"loader.batch_size={size}: an epoch of {len(train)} rows ends with a batch of one row, "
-            "on which the model cannot train (BatchNorm needs two); use loader.drop_last=true or "
+            f"loader.batch_size={size}: {len(train)} rows leave a last batch of one row, "
+            "and the model cannot train on one (BatchNorm needs two); use loader.drop_last=true or "
             "another batch size"
         )
 

@@ -66,6 +66,7 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
         if isinstance(loader, TensorLoader):
             loader.copies = copies
     report_mean(config, model, loss_func, data.train)
+    loss_func.train()
     opt = build(config, "optimizer", trained_parameters(model, loss_func))
     if trainer["clip_norm"] is not None:
         clip_gradients(opt, trainer["clip_norm"])
@@ -115,7 +116,7 @@ def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, sp
     try:
         with torch.no_grad():
             logits = model.eval()(x)
-            loss_func(logits, y)
+            loss_func.eval()(logits, y)
     except (IndexError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(
