@@ -27,7 +27,7 @@ def fingerprint(
         flat = tensor.reshape(-1)
         if flat.numel() > 0 and flat.stride(0) != 1:
             flat = flat.clone(memory_format=torch.contiguous_format)
-        length = PIECE // flat.element_size()
+        length = max(1, PIECE // flat.element_size())
         for first, chunk in zip(
             range(0, max(1, flat.numel()), length), flat.split(length), strict=True
         ):
