@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -74,13 +74,27 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
 
 
 def load_data(config: dict[str, Any]) -> Data:
-    """The data set of a config; the last one is cached for the next run in this process."""
-    return _load_data(json.dumps(config["data"]))
+    """The data set of a config; the last one is cached for the next run in this process, unless
+    something has written to its rows.
+
+    Raises UsageError if it is no data set that a run can use.
+    """
+    node = json.dumps(config["data"])
+    data, versions = _load_data(node)
+    if data.versions() != versions:
+        _load_data.cache_clear()
+        data, versions = _load_data(node)
+    return data
 
 
 @functools.lru_cache(maxsize=1)
-def _load_data(node: str) -> Data:
-    return cast(Data, build({"data": json.loads(node)}, "data"))
+def _load_data(node: str) -> tuple[Data, list[int]]:
+    config = json.loads(node)
+    data = build({"data": config}, "data")
+    from experiments.data.checks import check_data  # imports torch, which the data has done
+
+    check_data(data, config["_target_"])
+    return data, data.versions()
 
 
 def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:

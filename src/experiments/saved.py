@@ -5,7 +5,7 @@ Nothing in the directory is executed, so it may be untrusted (see directory/trus
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,7 @@ class SavedRun:
     metrics: one row per logged step, for `pandas.DataFrame(run.metrics)`
     model: the checkpoint's weights, on the CPU, in evaluation mode
     step: number of optimizer steps at that checkpoint
+    loss_state: the loss's parameters and buffers at that checkpoint
     """
 
     path: Path
@@ -37,6 +38,7 @@ class SavedRun:
     metrics: list[dict[str, float]]
     model: "nn.Module"
     step: int
+    loss_state: dict[str, Any] = field(default_factory=dict)
 
 
 def load_run(
@@ -75,4 +77,5 @@ def load_run(
         metrics=rows_by_step(read_metrics(path)),
         model=model.eval(),
         step=content["state"]["step"],
+        loss_state=content.get("loss", {}),
     )

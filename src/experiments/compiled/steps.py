@@ -24,6 +24,7 @@ from experiments.compiled.updates import Update, find_update
 from experiments.data.loaders import TensorLoader, gather
 from experiments.errors import UsageError
 from experiments.training.fit import EagerSteps, Scheduler
+from experiments.training.means import Weigh
 from experiments.training.train_log import StepResult
 
 # Steps on small batches are unrolled into one graph up to this many rows, to share the call's cost.
@@ -41,8 +42,9 @@ class CompiledSteps:
     Full batches are compiled, several steps on small ones into one graph; the remainder of an epoch
     runs eagerly. Results equal the eager ones to float tolerance, and are bitwise reproducible.
 
-    accumulated: batches per optimizer step. clip_norm: maximum norm of the gradient.
-    stop_signal: gives the number of a signal that has arrived.
+    accumulated: batches per optimizer step. clip_norm: maximum norm of the gradient. weigh: how
+    much the loss of a batch counts, from its targets; None: by its rows. stop_signal: gives the
+    number of a signal that has arrived.
 
     Raises UsageError if the step cannot be compiled, Interrupted after a signal.
     """
@@ -58,10 +60,16 @@ class CompiledSteps:
         accumulated: int = 1,
         clip_norm: float | None = None,
         stop_signal: Callable[[], int | None] = lambda: None,
+        weigh: Weigh | None = None,
     ) -> None:
         check_loader(loader)
-        self.stop_signal = stop_signal
-        self.eager = EagerSteps(model, loss_func, opt, scheduler, loader, accumulated)
+        if weigh is not None and accumulated > 1:
+            raise UsageError(
+                f"trainer.accumulate={accumulated}: a compiled step counts its batches by rows, "
+                "not by class weights or targets that are not ignored; use trainer.compile=false"
+            )
+        self.eager = EagerSteps(model, loss_func, opt, scheduler, loader, accumulated, weigh)
+        self.stop_signal, self.weigh = stop_signal, weigh
         self.loader, self.accumulated, self.clip_norm = loader, accumulated, clip_norm
         self.opt, self.update = opt, find_update(opt)
         [self.group] = opt.param_groups
@@ -223,13 +231,18 @@ class CompiledSteps:
         self.inputs[-2] = index
         with on_threads(self.threads):
             (losses,) = self.package.run(self.inputs)
-        return StepResult(losses, lrs, self.rows_per_step, self.accumulated)
+        weights = None
+        if self.weigh is not None:
+            targets = self.loader.y.index_select(0, index).split(self.rows_per_step)
+            weights = torch.stack([self.weigh(yb) for yb in targets])
+        return StepResult(losses, lrs, self.rows_per_step, self.accumulated, weights)
 
     def step_eagerly(self, index: Tensor) -> StepResult:
         """Take one eager step on the rows `index`, int64 (rows,)."""
         self.step_count += 1
         batches = index.split(self.loader.rows.batch_size)
-        return self.eager.step([gather(self.loader.x, self.loader.y, batch) for batch in batches])
+        x, y, pixels = self.loader.x, self.loader.y, self.loader.pixels
+        return self.eager.step([gather(x, y, batch, pixels) for batch in batches])
 
     def trace_steps(
         self,
@@ -255,7 +268,8 @@ class CompiledSteps:
             tensors = dict(zip(names, parameters + untrained, strict=True))
             batch_losses, grads = [], []
             for rows in batches.unbind():
-                loss = functional_call(self.module, tensors, gather(x, y, rows))
+                batch = gather(x, y, rows, self.loader.pixels)
+                loss = functional_call(self.module, tensors, batch)
                 if self.accumulated > 1:
                     loss = loss / self.accumulated
                 batch_losses.append(loss.detach())

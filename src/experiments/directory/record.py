@@ -38,6 +38,7 @@ from experiments.directory.claim import (
 )
 from experiments.directory.environment import git_state, packages
 from experiments.directory.identity import identify
+from experiments.directory.plain_json import dumps, nan_for_null
 from experiments.errors import UsageError
 
 # The keys of run.json with their types: present from the start, and added during the run.
@@ -82,7 +83,8 @@ class Run:
         now = time.monotonic()
         self.record |= {"seconds": self.record["seconds"] + now - self._clock, **changes}
         self._clock = now
-        durable.write(self.path / "run.json", json.dumps(self.record, indent=2).encode() + b"\n")
+        text = dumps(self.record, indent=2)
+        durable.write(self.path / "run.json", text.encode() + b"\n")
 
     def end(self, state: State, error: str | None = None) -> None:
         """Record the final state, with the error in error.txt, and release the lock."""
@@ -224,6 +226,8 @@ def read_record(path: Path) -> dict[str, Any]:
         for key, kind in (RECORDED | ADDED).items():
             if key in record and not isinstance(record[key], kind):
                 raise ValueError(f"{key} is not a {kind.__name__}")
+        if "metrics" in record:
+            record["metrics"] = nan_for_null(record["metrics"])
     except FileNotFoundError:
         raise UsageError(f"{path}: holds no run, there is no run.json in it") from None
     except (OSError, RecursionError, ValueError) as error:
