@@ -73,7 +73,9 @@ def train(
         checkpoints.save(state.step, state.epoch, content, best=best)
 
     options = FitOptions(epochs or trainer["epochs"], trainer["log_every"], trainer["monitor"])
-    callbacks = Callbacks(tracker.log, save, reporter, checkpoints.due, stop_signal)
+    callbacks = Callbacks(
+        tracker.log, save, reporter, checkpoints.due, stop_signal, parts.schedule.end_epoch
+    )
     try:
         fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
     except Diverged:
@@ -97,7 +99,11 @@ def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
             raise ValueError("the order of the model's parameters has changed")
         parts.model.load_state_dict(saved["model"])
         parts.opt.load_state_dict(saved["optimizer"])
-        parts.scheduler.load_state_dict(saved["scheduler"])
+        parts.schedule.scheduler.load_state_dict(saved["scheduler"])
+        # an earlier version stepped every schedule after each step
+        parts.schedule.every = saved.get("scheduler_every", "step")
+        # or a schedule that moves at once, at the end of an epoch, would warn
+        parts.opt._opt_called = True  # type: ignore[attr-defined]
         return State(**saved["state"])
 
 
@@ -109,7 +115,8 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
         "parameters": parts.parameter_names,
         "model": parts.model.state_dict(),
         "optimizer": parts.opt.state_dict(),
-        "scheduler": parts.scheduler.state_dict(),
+        "scheduler": parts.schedule.scheduler.state_dict(),
+        "scheduler_every": parts.schedule.every,
         "random": global_state(),
     }
 
@@ -117,7 +124,7 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
 def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, str]]:
     """The eager or compiled steps, and the key of the compiled package if there is one."""
     if not trainer["compile"]:
-        return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.scheduler,
+        return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.schedule.by_step,
                           parts.train_loader, trainer["accumulate"]), {}  # fmt: skip
     from experiments.compiled.steps import CompiledSteps  # takes a second to import
 
@@ -125,7 +132,7 @@ def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, 
         parts.model,
         parts.loss_func,
         parts.opt,
-        parts.scheduler,
+        parts.schedule.by_step,
         parts.train_loader,
         accumulated=trainer["accumulate"],
         clip_norm=trainer["clip_norm"],

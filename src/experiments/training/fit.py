@@ -19,7 +19,7 @@ LossFunc = Callable[[Tensor, Tensor], Tensor]
 
 
 class Scheduler(Protocol):
-    """Changes the learning rate after every step."""
+    """Changes the learning rate; stepped after each optimizer step."""
 
     def step(self) -> None: ...
 
@@ -44,11 +44,13 @@ class FitOptions:
 class Callbacks:
     """What the loop calls.
 
-    log(step, epoch from 1, metrics): `loss/train` and `lr` every `log_every` steps;
+    log(step, epoch from 1, metrics): `loss/train` and `lr` every `log_every` steps, with `lr/1`
+        and so on for the further parameter groups whose rates differ from the first one's;
         `loss/train_epoch`, `loss/valid`, `accuracy/valid` and `throughput` at each epoch's end.
     save(state, whether it is the best so far): at each epoch's end, when `checkpoint_due(last step,
         number of steps in the last result)` is true, and when `stop_signal` returns a signal's
         number.
+    end_epoch(the epoch's monitored number): at each epoch's end, before `save`.
     """
 
     log: Callable[[int, int, Metrics], None]
@@ -56,6 +58,7 @@ class Callbacks:
     progress: Progress
     checkpoint_due: Callable[[int, int], bool] = lambda step, step_count: False
     stop_signal: Callable[[], int | None] = lambda: None
+    end_epoch: Callable[[float], None] = lambda monitored: None
 
 
 def loss_batch(
@@ -116,13 +119,13 @@ class EagerSteps:
 
     def step(self, batches: list[Batch]) -> StepResult:
         """One optimizer step on some batches, then one scheduler step."""
-        lr = self.opt.param_groups[0]["lr"]
+        lr, *group_lrs = [group["lr"] for group in self.opt.param_groups]
         if len(batches) == 1:
             loss, rows = loss_batch(self.model, self.loss_func, *batches[0], self.opt)
         else:
             loss, rows = accumulate(self.model, self.loss_func, batches, self.opt)
         self.scheduler.step()
-        return StepResult(loss, [lr], rows, len(batches))
+        return StepResult(loss, [lr], rows, len(batches), group_lrs=group_lrs)
 
 
 @torch.no_grad()
@@ -205,6 +208,7 @@ def end_epoch(
     better = not state.best or improves(monitor, state.last[monitor], state.best[monitor])
     if better:
         state.best = state.last
+    callbacks.end_epoch(state.last[monitor])
     callbacks.save(state, better)
     callbacks.progress.epoch_end(state.epoch, {**metrics, "throughput": throughput})
 

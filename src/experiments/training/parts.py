@@ -1,6 +1,5 @@
 """Build the parts of a run from its config and check that they fit together."""
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from experiments.data import Data, Split
 from experiments.data.loaders import Loader, evaluation_options, gather
 from experiments.errors import UsageError
 from experiments.training.build import build
+from experiments.training.scheduling import Schedule, build_schedule
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Parts:
     model: nn.Module
     loss_func: nn.Module
     opt: Optimizer
-    scheduler: Any
+    schedule: Schedule
     train_loader: Any
     valid_loader: Loader
     test_loader: Loader
@@ -54,9 +54,8 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
     opt = build(config, "optimizer", model.parameters())
     if trainer["clip_norm"] is not None:
         clip_gradients(opt, trainer["clip_norm"])
-    steps = trainer["epochs"] * -(-len(train_loader) // trainer["accumulate"])
-    scheduler = build_scheduler(config, opt, steps)
-    return Parts(model, loss_func, opt, scheduler, train_loader, valid_loader, test_loader)
+    schedule = build_schedule(config, opt, -(-len(train_loader) // trainer["accumulate"]))
+    return Parts(model, loss_func, opt, schedule, train_loader, valid_loader, test_loader)
 
 
 def build_model(config: dict[str, Any], device: str = "cpu") -> nn.Module:
@@ -76,13 +75,6 @@ def build_model(config: dict[str, Any], device: str = "cpu") -> nn.Module:
 
         model.forward = autocast
     return model
-
-
-def build_scheduler(config: dict[str, Any], opt: Optimizer, steps: int) -> Any:
-    """The scheduler of a config; if it accepts `total_steps`, it gets the steps of the run."""
-    parameters = inspect.signature(build(config, "scheduler").func).parameters
-    options = {"total_steps": steps} if "total_steps" in parameters else {}
-    return build(config, "scheduler", opt, **options)
 
 
 def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:

@@ -1,7 +1,7 @@
 """The state of the training loop, and the logging of its losses."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,13 +19,15 @@ class StepResult(NamedTuple):
     """The result of one or more optimizer steps in one call.
 
     losses: the mean loss of each step, float32 (steps,), or () for one step. lrs: the learning rate
-    of each step. rows, batches: the number of rows and of batches per step.
+    of each step. rows, batches: the number of rows and of batches per step. group_lrs: the learning
+    rates of the parameter groups after the first one, the same for each step.
     """
 
     losses: Tensor
     lrs: list[float]
     rows: int
     batches: int
+    group_lrs: Sequence[float] = ()
 
 
 @dataclass
@@ -37,7 +39,8 @@ class State:
     step: int = 0  # optimizer steps done
     loss: float = 0.0  # loss summed over the rows since the last log line
     rows: int = 0  # the number of those rows
-    lr: float = 0.0  # of the last step
+    lr: float = 0.0  # of the last step, in the first parameter group
+    group_lrs: list[float] = field(default_factory=list)  # the same in the groups after it
     epoch_loss: float = 0.0  # the same since the epoch began, up to the last log line
     epoch_rows: int = 0
     last: Metrics = field(default_factory=dict)  # the last validation's metrics
@@ -66,13 +69,15 @@ class TrainLog:
         state = self.state
         # summed one by one in double precision: the bits do not depend on when this is called
         losses = torch.cat([result.losses.flatten() for result in self.unread]).tolist()
-        rows_and_lrs = [(result.rows, lr) for result in self.unread for lr in result.lrs]
+        rows_and_lrs = [
+            (result.rows, lr, result.group_lrs) for result in self.unread for lr in result.lrs
+        ]
         self.unread.clear()
         steps = range(state.step - len(losses) + 1, state.step + 1)
-        for step, loss, (rows, lr) in zip(steps, losses, rows_and_lrs, strict=True):
+        for step, loss, (rows, lr, group_lrs) in zip(steps, losses, rows_and_lrs, strict=True):
             state.loss += loss * rows
             state.rows += rows
-            state.lr = lr
+            state.lr, state.group_lrs = lr, list(group_lrs)
             if step % self.log_every == 0:
                 self.write(step)
 
@@ -80,7 +85,8 @@ class TrainLog:
         """Log the mean loss since the last line. Raises Diverged if it is not finite."""
         state = self.state
         mean = state.loss / state.rows
-        self.log(step, state.epoch + 1, {"loss/train": mean, "lr": state.lr})
+        others = {f"lr/{i}": lr for i, lr in enumerate(state.group_lrs, 1) if lr != state.lr}
+        self.log(step, state.epoch + 1, {"loss/train": mean, "lr": state.lr, **others})
         state.epoch_loss += state.loss
         state.epoch_rows += state.rows
         state.loss, state.rows = 0.0, 0
