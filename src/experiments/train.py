@@ -28,6 +28,7 @@ from experiments.training.fit import (
     EagerSteps,
     FitOptions,
     Steps,
+    as_metrics,
     evaluate,
     fit,
 )
@@ -155,8 +156,7 @@ def continue_tracking(run: Run, saved: dict[str, Any]) -> Tracker:
 
 def test(parts: Parts, state: State, run: Run, tracker: Tracker) -> None:
     """Evaluate the last weights on the test split and log the results."""
-    loss, accuracy = evaluate(parts.model, parts.loss_func, parts.test_loader)
-    metrics = {"loss/test": loss, "accuracy/test": accuracy}
+    metrics = as_metrics("test", *evaluate(parts.model, parts.loss_func, parts.test_loader))
     tracker.log(state.step, state.epoch, metrics)
     run.update(metrics={**run.record["metrics"], "test": metrics})
     tracker.hparams_end(success=True)

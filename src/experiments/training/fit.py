@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from experiments.data.loaders import Batch, Loader
 from experiments.errors import Interrupted
+from experiments.training.accuracy import Accuracy
 from experiments.training.progress import Progress
 from experiments.training.train_log import Metrics, State, StepResult, TrainLog, check_finite
 
@@ -46,7 +47,8 @@ class Callbacks:
 
     log(step, epoch from 1, metrics): `loss/train` and `lr` every `log_every` steps, with `lr/1`
         and so on for the further parameter groups whose rates differ from the first one's;
-        `loss/train_epoch`, `loss/valid`, `accuracy/valid` and `throughput` at each epoch's end.
+        `loss/train_epoch`, `loss/valid`, `accuracy/valid` if there is one, and `throughput` at each
+        epoch's end.
     save(state, whether it is the best so far): at each epoch's end, when `checkpoint_due(last step,
         number of steps in the last result)` is true, and when `stop_signal` returns a signal's
         number.
@@ -129,15 +131,15 @@ class EagerSteps:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[float, float]:
-    """The mean loss over all rows, each batch weighted by its size, and the fraction of rows
-    whose largest logit is the target.
+def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[float, float | None]:
+    """The mean loss over all rows, each batch weighted by its size, and the fraction of targets
+    whose class has the largest logit; None where outputs and targets have no accuracy.
     """
     model.eval()
-    losses, sizes, correct = [], [], []
+    losses, sizes, accuracy = [], [], Accuracy(loss_func)
 
     def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
-        correct.append((logits.argmax(1) == targets).sum())
+        accuracy.add(logits, targets)
         return loss_func(logits, targets)
 
     for xb, yb in loader.batches():
@@ -146,7 +148,12 @@ def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[flo
         sizes.append(size)
     # one transfer from the device, summed in double precision
     weighted = (loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
-    return sum(weighted) / sum(sizes), int(torch.stack(correct).sum()) / sum(sizes)
+    return sum(weighted) / sum(sizes), accuracy.compute()
+
+
+def as_metrics(split: str, loss: float, accuracy: float | None) -> Metrics:
+    """What `evaluate` returned for a split, by tag."""
+    return {f"loss/{split}": loss} | ({} if accuracy is None else {f"accuracy/{split}": accuracy})
 
 
 def fit(
@@ -184,9 +191,8 @@ def fit(
         train_log.end_epoch()
         seconds = time.perf_counter() - started
         throughput = (state.epoch_rows - rows_before) / seconds
-        loss, accuracy = evaluate(model, loss_func, valid_loader)
-        end_epoch(state, {"loss/valid": loss, "accuracy/valid": accuracy}, throughput, options,
-                  callbacks)  # fmt: skip
+        valid = as_metrics("valid", *evaluate(model, loss_func, valid_loader))
+        end_epoch(state, valid, throughput, options, callbacks)
     return state.best
 
 

@@ -6,11 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from experiments.data import Data, Split
 from experiments.data.loaders import Loader, evaluation_options, gather
 from experiments.errors import UsageError
+from experiments.training.accuracy import OF_CLASSES, has_accuracy
 from experiments.training.build import build
+from experiments.training.compatibility import (
+    check_loss,
+    check_monitor,
+    check_optimizer,
+    check_outputs,
+    check_parameters,
+    check_single_rows,
+    report_broadcast,
+)
 from experiments.training.scheduling import Schedule, build_schedule
 
 
@@ -39,7 +50,8 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
     """
     trainer, batch_size = config["trainer"], config["loader"]["batch_size"]
     model = build_model(config, device)
-    loss_func = build(config, "loss").to(device)
+    check_parameters(config, model)
+    loss_func = build_loss(config).to(device)
     train_loader = build(config, "loader", data.train, seed=config["seed"], device=device)
     valid_loader, test_loader = (
         build(config, "loader", split, device=device, **evaluation_options(split, batch_size))
@@ -51,7 +63,9 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
             "make it smaller"
         )
     check_fit(config, model, loss_func, data.train)
+    check_single_rows(config, model, train_loader, example(data.train, device)[0])
     opt = build(config, "optimizer", model.parameters())
+    check_optimizer(config, opt, model)
     if trainer["clip_norm"] is not None:
         clip_gradients(opt, trainer["clip_norm"])
     schedule = build_schedule(config, opt, -(-len(train_loader) // trainer["accumulate"]))
@@ -68,25 +82,67 @@ def build_model(config: dict[str, Any], device: str = "cpu") -> nn.Module:
     if config["trainer"]["precision"] == "bfloat16":
         forward = model.forward
 
-        def autocast(x: Tensor) -> Tensor:
+        def as_float32(part: Any) -> Any:
+            floating = isinstance(part, Tensor) and part.is_floating_point()
+            return part.float() if floating else part
+
+        def autocast(x: Tensor) -> Any:
             with torch.autocast(device, torch.bfloat16):
-                logits: Tensor = forward(x)
-            return logits.float()
+                logits = forward(x)
+            return logits.float() if isinstance(logits, Tensor) else tree_map(as_float32, logits)
 
         model.forward = autocast
     return model
 
 
-def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:
-    """Raise UsageError if the model rejects the data, or the loss the logits and targets."""
-    device = next(model.parameters()).device
+def build_loss(config: dict[str, Any]) -> nn.Module:
+    """The loss of a config. A list for an argument of torch's losses that is a tensor, such as
+    `weight`, becomes float32.
+
+    Raises UsageError if it cannot be built, or is no module.
+    """
+    node = config["loss"]
+    tensors = {}
+    module = node["_target_"].rpartition(".")[0]
+    if module in ("torch.nn", nn.MSELoss.__module__):
+        tensors = {
+            key: torch.tensor(value, dtype=torch.float32)
+            for key, value in node.items()
+            if key in ("weight", "pos_weight") and is_numbers(value)
+        }
+    if tensors:
+        rest = {key: value for key, value in node.items() if key not in tensors}
+        config = {**config, "loss": {**rest, "_partial_": True}}
+    loss_func = build(config, "loss", **tensors)
+    if not isinstance(loss_func, nn.Module):
+        raise UsageError(
+            f"loss._target_={node['_target_']}: is a {type(loss_func).__name__}, expected a "
+            "torch.nn.Module; call the function in the forward of one"
+        )
+    return loss_func
+
+
+def is_numbers(value: object) -> bool:
+    """Whether a value of a config is a list of numbers."""
+    numbers = (int, float)
+    return isinstance(value, list) and all(isinstance(item, numbers) for item in value)
+
+
+def example(split: Split, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """The first two rows of a split, on a device, to try the parts on."""
     # gather copies: rows of a memory-mapped file must not be written to by an in-place layer
     x, y = gather(split.x, split.y, torch.arange(min(2, len(split))))
-    x, y = x.to(device), y.to(device)
+    return x.to(device), y.to(device)
+
+
+def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:
+    """Raise UsageError if the model rejects the data, or the loss the logits and targets."""
+    x, y = example(split, next(model.parameters()).device)
     try:
         with torch.no_grad():
             logits = model.eval()(x)
-            loss_func(logits, y)
+            check_outputs(config, loss_func, logits, y)
+            loss = loss_func(logits, y)
     except (IndexError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(
@@ -94,7 +150,12 @@ def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, sp
             f"x {tuple(split.x.shape)}, y {tuple(split.y.shape)} ({reason}); "
             "change model.in_features, model.out_features or data"
         ) from error
-    if not split.y.is_floating_point() and logits.ndim == 2 and split.y.max() >= logits.shape[1]:
+    check_loss(config, loss)
+    report_broadcast(config, loss_func, logits, y)
+    check_monitor(config, loss_func, logits, y)
+    if not (has_accuracy(logits, y, loss_func) or isinstance(loss_func, OF_CLASSES)):
+        return
+    if not y.is_floating_point() and logits.ndim == 2 and split.y.max() >= logits.shape[1]:
         raise UsageError(
             f"model.out_features={logits.shape[1]}: the data has {int(split.y.max()) + 1} classes"
         )

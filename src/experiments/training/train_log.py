@@ -55,6 +55,7 @@ class TrainLog:
     ) -> None:
         self.state, self.log, self.log_every = state, log, log_every
         self.unread: list[StepResult] = []
+        self.first_not_finite: int | None = None  # the step whose loss was the first such one
 
     def add(self, result: StepResult) -> None:
         """Add the newest steps, which `state.step` includes already."""
@@ -75,6 +76,8 @@ class TrainLog:
         self.unread.clear()
         steps = range(state.step - len(losses) + 1, state.step + 1)
         for step, loss, (rows, lr, group_lrs) in zip(steps, losses, rows_and_lrs, strict=True):
+            if self.first_not_finite is None and not math.isfinite(loss):
+                self.first_not_finite = step
             state.loss += loss * rows
             state.rows += rows
             state.lr, state.group_lrs = lr, list(group_lrs)
@@ -90,7 +93,7 @@ class TrainLog:
         state.epoch_loss += state.loss
         state.epoch_rows += state.rows
         state.loss, state.rows = 0.0, 0
-        check_finite("loss/train", mean, step)
+        check_finite("loss/train", mean, step, self.first_not_finite)
 
     def end_epoch(self) -> None:
         """Log the losses of the epoch since the last line."""
@@ -99,7 +102,14 @@ class TrainLog:
             self.write(self.state.step)
 
 
-def check_finite(tag: str, value: float, step: int) -> None:
-    """Raise Diverged if a loss is infinite or NaN."""
-    if not math.isfinite(value):
-        raise Diverged(f"{tag} is {value} at step {step}; try a smaller optimizer.lr")
+def check_finite(tag: str, value: float, step: int, first: int | None = None) -> None:
+    """Raise Diverged if a loss is infinite or NaN, with a remedy that fits the cause.
+
+    first: the first step whose loss was not finite, if that is known
+    """
+    if math.isfinite(value):
+        return
+    remedy = "try a smaller optimizer.lr"
+    if first == 1:
+        remedy = "so it was before any weight changed; look at the data, the model and the loss"
+    raise Diverged(f"{tag} is {value} at step {step}; {remedy}")
