@@ -106,6 +106,19 @@ def test_it_ranks_the_runs_by_their_best_number_whatever_their_names(
     ]  # fmt: skip
 
 
+def test_runs_without_an_accuracy_have_no_column_for_it(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    best = {"loss/valid": 0.5, "epoch": 2, "step": 20}
+    for seed in range(2):
+        make_run(finished_run.path, tmp_path / "sweep" / str(seed), {"seed": seed},
+                 metrics={"best": best, "last": best})  # fmt: skip
+    completed = compare("sweep")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert "accuracy" not in completed.stdout
+    assert [line["best loss/valid"] for line in results(tmp_path / "sweep")] == ["0.5", "0.5"]
+
+
 def test_where_accuracy_is_monitored_the_higher_is_the_better(
     finished_run: FinishedRun, tmp_path: Path, compare: Compare
 ) -> None:

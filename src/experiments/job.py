@@ -269,10 +269,15 @@ def summary(run_directory: record.Run) -> str:
     best, test = run_directory.record["metrics"]["best"], run_directory.record["metrics"]["test"]
     with where_typed():
         path = shlex.quote(display_path(run_directory.path))
+
+    def accuracy(metrics: dict[str, float], tag: str, name: str) -> str:
+        return f", {name} {metrics[tag]:.4f}" if tag in metrics else ""
+
     return (
-        f"best  loss/valid {best['loss/valid']:.4f}, accuracy/valid {best['accuracy/valid']:.4f} "
-        f"(epoch {best['epoch']})\n"
-        f"test  loss {test['loss/test']:.4f}, accuracy {test['accuracy/test']:.4f} (last epoch)\n"
+        f"best  loss/valid {best['loss/valid']:.4f}"
+        f"{accuracy(best, 'accuracy/valid', 'accuracy/valid')} (epoch {best['epoch']})\n"
+        f"test  loss {test['loss/test']:.4f}{accuracy(test, 'accuracy/test', 'accuracy')} "
+        "(last epoch)\n"
         f"run   {path}\n"
         f"look  tensorboard --logdir {path}"
     )

@@ -30,6 +30,7 @@ from experiments.training.fit import (
     EagerSteps,
     FitOptions,
     Steps,
+    as_metrics,
     evaluate,
     fit,
 )
@@ -76,7 +77,9 @@ def train(
         checkpoints.save(state.step, state.epoch, content, best=best)
 
     options = FitOptions(epochs or trainer["epochs"], trainer["log_every"], trainer["monitor"])
-    callbacks = Callbacks(tracker.log, save, reporter, checkpoints.due, stop_signal)
+    callbacks = Callbacks(
+        tracker.log, save, reporter, checkpoints.due, stop_signal, parts.schedule.end_epoch
+    )
     with closing(tracker):
         try:
             fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
@@ -111,7 +114,11 @@ def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
             raise ValueError("the order of the model's parameters has changed")
         parts.model.load_state_dict(saved["model"])
         parts.opt.load_state_dict(saved["optimizer"])
-        parts.scheduler.load_state_dict(saved["scheduler"])
+        parts.schedule.scheduler.load_state_dict(saved["scheduler"])
+        # an earlier version stepped every schedule after each step
+        parts.schedule.every = saved.get("scheduler_every", "step")
+        # or a schedule that moves at once, at the end of an epoch, would warn
+        parts.opt._opt_called = True  # type: ignore[attr-defined]
         parts.loss_func.load_state_dict(saved.get("loss", parts.loss_func.state_dict()))
         # an earlier version counted every batch by its rows, and kept no state of the loss
         weights = {"weight": saved["state"]["rows"], "epoch_weight": saved["state"]["epoch_rows"]}
@@ -127,7 +134,8 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
         "model": parts.model.state_dict(),
         "loss": parts.loss_func.state_dict(),
         "optimizer": parts.opt.state_dict(),
-        "scheduler": parts.scheduler.state_dict(),
+        "scheduler": parts.schedule.scheduler.state_dict(),
+        "scheduler_every": parts.schedule.every,
         "random": global_state(),
     }
 
@@ -142,7 +150,7 @@ def make_steps(
     """
     weigh = step_weights(parts.loss_func, train)
     if not trainer["compile"]:
-        return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.scheduler,
+        return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.schedule.by_step,
                           parts.train_loader, trainer["accumulate"], weigh), {}  # fmt: skip
     from experiments.compiled.steps import CompiledSteps  # takes a second to import
 
@@ -150,7 +158,7 @@ def make_steps(
         parts.model,
         parts.loss_func,
         parts.opt,
-        parts.scheduler,
+        parts.schedule.by_step,
         parts.train_loader,
         accumulated=trainer["accumulate"],
         clip_norm=trainer["clip_norm"],
@@ -183,8 +191,8 @@ def evaluate_test_split(
     """Evaluate the last weights on the test split and log the results. Raises Interrupted after a
     signal; the last checkpoint is of these weights.
     """
-    loss, accuracy = evaluate(parts.model, parts.loss_func, parts.test_loader, stop_signal)
-    metrics = {"loss/test": loss, "accuracy/test": accuracy}
+    results = evaluate(parts.model, parts.loss_func, parts.test_loader, stop_signal)
+    metrics = as_metrics("test", *results)
     tracker.log(state.step, state.epoch, metrics)
     run.update(metrics={**run.record["metrics"], "test": metrics})
     tracker.hparams_end(success=True)

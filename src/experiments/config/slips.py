@@ -86,6 +86,8 @@ def _nearest_key(
 ) -> str:
     """The hint for an unknown key, from its siblings if OmegaConf names them, else the schema."""
     parent_key = key.rpartition(".")[0]
+    if key == "scheduler.every":  # for any schedule, also where its YAML does not have it
+        return f"; add it with +{key}=step or +{key}=epoch"
     if not parent_key:
         matches = [known for known in SCHEMA if known.endswith("." + key)]
         if matches:

@@ -1,7 +1,8 @@
 """Metrics logging: `Tracker.log` writes every number to TensorBoard and to metrics.jsonl.
 
-Tags are `loss/train`, `loss/train_epoch`, `loss/valid`, `accuracy/valid`, `lr`, `throughput`
-(rows per second), `loss/test`, `accuracy/test`; steps are optimizer steps.
+Tags are `loss/train`, `loss/train_epoch`, `loss/valid`, `accuracy/valid`, `lr` (`lr/1` and so on of
+further parameter groups whose rates differ), `throughput` (rows per second), `loss/test`,
+`accuracy/test`; steps are optimizer steps. Only models of classes have an accuracy.
 """
 
 import os

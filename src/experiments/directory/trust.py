@@ -15,6 +15,8 @@ from typing import Any
 from experiments.directory.paths import display_path
 from experiments.errors import UsageError
 
+# Functions that make plain values of plain values, as arguments of a part; never a part themselves.
+HARMLESS = ("torch.tensor",)
 # The modules that targets of each group may come from, besides those passed with --trust.
 ALLOWED_MODULES: Mapping[str, tuple[str, ...]] = {
     "data": ("experiments.data",),
@@ -30,6 +32,8 @@ def check_names(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
     """Raise UsageError for a `_target_` outside its group's allowed modules; imports nothing."""
     for group, node in config.items():
         for key, target in targets(node, group):
+            if target in HARMLESS and key != f"{group}._target_":
+                continue
             allowed = (*ALLOWED_MODULES.get(group, ()), *trusted)
             if not isinstance(target, str) or not any(_is_in(target, name) for name in allowed):
                 module = str(target).rpartition(".")[0] or "MODULE"
@@ -69,11 +73,15 @@ def check_objects(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
         for key, target in targets(node, group):
             if any(_is_in(target, module) for module in trusted):
                 continue
+            if target in HARMLESS and key != f"{group}._target_":
+                continue
             found = locate(target)
             module_name = str(getattr(found, "__module__", ""))
             if target.startswith("torch."):
                 parts = (Module, Optimizer, LRScheduler)
-                allowed = _is_in(module_name, "torch.nn") or _is_in(module_name, "torch.optim")
+                # some classes give the package as their module, as torch.optim.Adafactor does
+                packages = ("torch.nn", "torch.optim")
+                allowed = any(_is_in(f"{module_name}.", package) for package in packages)
                 fits = allowed and inspect.isclass(found) and issubclass(found, parts)
             else:
                 defined_there = module_name == target.rpartition(".")[0]

@@ -20,19 +20,30 @@ METRICS = ("loss/valid", "accuracy/valid")
 
 def cells(rows: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Header and body of the table, in full precision, with a column for each of the keys."""
+    shown = metrics_of(rows)
     head = ["rank", *(keys or ["run"]), "state"]
-    head += [f"{which} {metric}" for which in ("best", "last") for metric in METRICS]
+    head += [f"{which} {metric}" for which in ("best", "last") for metric in shown]
     body = []
     for rank, row in enumerate(rows, 1):
         values = [value_of(row, key) for key in keys] or [display_path(row.path)]
         numbers = [
             repr(metrics[metric]) if metric in metrics else ""
             for metrics in (row.best, row.last)
-            for metric in METRICS
+            for metric in shown
         ]
         epochs = str(row.last.get("epoch", 0))
         body.append([str(rank), *values, row.state, *numbers, epochs, f"{row.seconds:.1f}"])
     return [*head, "epochs", "seconds"], body
+
+
+def metrics_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics of the table: all, unless runs have results and none of them has an accuracy."""
+    results = [row.best for row in rows if row.best]
+    return [
+        metric
+        for metric in METRICS
+        if metric == METRICS[0] or not results or any(metric in best for best in results)
+    ]
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -5,6 +5,7 @@ The fork server preloads this module, so that a worker starts with all of it in 
 
 import atexit
 import gc
+import math
 import os
 import signal
 import sys
@@ -131,7 +132,7 @@ class ProgressReporter:
 
     def __init__(self, parent: Connection, epochs: int, batches: int) -> None:
         self.parent, self.epochs, self.batches = parent, epochs, batches
-        self.accuracy = float("nan")
+        self.accuracy = math.nan
         self._sent = 0.0
 
     def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None:
@@ -141,7 +142,7 @@ class ProgressReporter:
             self._sent = now
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.accuracy = metrics["accuracy/valid"]
+        self.accuracy = metrics.get("accuracy/valid", math.nan)
         self.send(epoch / self.epochs, metrics["loss/train_epoch"])
         self.parent.send(("epoch", epoch, dict(metrics)))
 
