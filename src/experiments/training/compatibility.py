@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer, SparseAdam
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from experiments.data.loaders import TensorLoader, TorchLoader
 from experiments.errors import UsageError
 from experiments.training.accuracy import OF_CLASSES, has_accuracy
 
@@ -203,41 +201,3 @@ def requires_argument(function: Callable[..., Any]) -> bool:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(function).parameters.values()
     return any(p.default is p.empty and p.kind in positional for p in parameters)
-
-
-def check_single_rows(
-    config: Mapping[str, Any], model: nn.Module, train_loader: object, x: Tensor
-) -> None:
-    """Raise UsageError if training gets to a batch of one row, for which BatchNorm has no variance.
-
-    x: (rows, ...)
-    """
-    if type(train_loader) not in (TensorLoader, TorchLoader):
-        return
-    batches = train_loader.rows  # type: ignore[attr-defined]
-    rest = 0 if batches.drop_last else batches.rows % batches.batch_size
-    if 1 not in (batches.batch_size, rest):
-        return
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
-        return
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with torch.no_grad(), torch.random.fork_rng(enabled=True):
-            model.train()(x[:1])
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            return
-        size = config["loader"]["batch_size"]
-        remedy = (
-            "loader.drop_last=true or another size" if batches.batch_size > 1 else "a larger one"
-        )
-        raise UsageError(
-            f"loader.batch_size={size}: of {batches.rows} rows, this leaves a batch of one, for "
-            f"which the model's BatchNorm has no variance; use {remedy}"
-        ) from None
-    except Exception:  # a mistake of the model's own, which training will show
-        return
-    finally:
-        with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)
