@@ -239,6 +239,8 @@ def test_cuda_where_there_is_none_names_the_remedy(compose: Compose) -> None:
         ("model=mlpp", "model=mlpp: no such option; did you mean model=mlp?"),
         ("optimizer=Adamw", "optimizer=Adamw: no such option; did you mean optimizer=adamw?"),
         ("scheduler=cosin", "scheduler=cosin: no such option; did you mean scheduler=cosine?"),
+        ("scheduler.every=epoch", "scheduler.every: unknown key; add it with +scheduler.every=step "
+         "or +scheduler.every=epoch"),
         ("optimizer.lr=fast", "optimizer.lr=fast: expected a number above 0"),
         ("optimizer.lr=null", "optimizer.lr=null: expected a number above 0"),
         ("trainer.epochs=2.5", "trainer.epochs=2.5: expected a whole number at least 1"),
