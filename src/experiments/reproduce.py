@@ -201,7 +201,7 @@ def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list
     messages += [
         f"{name}: {was.get(name)} before, {now[name]} now"
         for name in now
-        if was.get(name) != now[name]
+        if was.get(name) != now[name] and (name in was or not name.startswith("git "))
     ]
     if "final" in before.get("weights", {}):
         from experiments.directory.checkpoints import Checkpoints
@@ -215,14 +215,19 @@ def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list
 
 def environment_of(record: dict[str, Any]) -> dict[str, Any]:
     """What a run's results may depend on besides its config, from its run.json."""
+    git = record["git"]
+    known = {}  # what git could not tell is no difference
+    if git.get("commit"):
+        known["git commit"] = git["commit"]
+        if git.get("diff") or git.get("dirty") is False:
+            known["git diff"] = git.get("diff")
     return {
         "seed": record["seed"],
         "python": record["python"],
         "platform": record["platform"],
         **record["packages"],
         **record.get("environment", {}),
-        "git commit": record["git"]["commit"],
-        "git diff": record["git"]["diff"],
+        **known,
         **{f"data {split}": digest for split, digest in record.get("data", {}).items()},
         "initial weights": record.get("weights", {}).get("initial"),
     }

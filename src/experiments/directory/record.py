@@ -32,7 +32,8 @@ from experiments.directory.claim import (
     reject_symlinks,
     remove_temporary_files,
 )
-from experiments.directory.environment import git_state, packages
+from experiments.directory.environment import packages
+from experiments.directory.git import git_state
 from experiments.errors import UsageError
 
 # The keys of run.json with their types: present from the start, and added during the run.
@@ -86,7 +87,7 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
     lock = lock_directory(path, LOCK_SECONDS)
     ensure_no_run(path)
     remove_temporary_files(path)
-    commit, diff = git_state()
+    git = git_state()
     text = config_text(config)
     record = {
         "schema": 1,
@@ -103,16 +104,12 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages(),
-        "git": {
-            "commit": commit,
-            "dirty": bool(diff),
-            "diff": hashlib.sha256(diff).hexdigest() if diff else None,
-        },
+        "git": git.record,
     }
     run = Run(path, lock, record)
     durable.write(path / "config.yaml", text)
-    if diff:
-        durable.write(path / "git.diff", diff)
+    if git.diff:
+        durable.write(path / "git.diff", git.diff)
     run.update()
     return run
 

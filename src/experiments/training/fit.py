@@ -49,7 +49,8 @@ class Callbacks:
         `loss/train_epoch`, `loss/valid`, `accuracy/valid` and `throughput` at each epoch's end.
     save(state, whether it is the best so far): at each epoch's end, when `checkpoint_due(last step,
         number of steps in the last result)` is true, and when `stop_signal` returns a signal's
-        number.
+        number, which is asked once a step.
+    stop_evaluation: the same within a validation, asked once a batch.
     """
 
     log: Callable[[int, int, Metrics], None]
@@ -57,6 +58,7 @@ class Callbacks:
     progress: Progress
     checkpoint_due: Callable[[int, int], bool] = lambda step, step_count: False
     stop_signal: Callable[[], int | None] = lambda: None
+    stop_evaluation: Callable[[], int | None] = lambda: None
 
 
 def loss_batch(
@@ -202,7 +204,7 @@ def validate(
     """
     random_state = global_state()
     try:
-        loss, accuracy = evaluate(model, loss_func, loader, callbacks.stop_signal)
+        loss, accuracy = evaluate(model, loss_func, loader, callbacks.stop_evaluation)
     except Interrupted:
         restore_global_state(*random_state)
         callbacks.save(state, False)
