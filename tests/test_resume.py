@@ -34,6 +34,7 @@ from experiments import job
 from experiments.data import Data, Split
 from experiments.directory import record as runs
 from experiments.directory.checkpoints import Checkpoints
+from experiments.directory.claim import Lock, is_locked, lock_directory
 from experiments.errors import Interrupted, UsageError
 from experiments.train import train
 
@@ -395,6 +396,22 @@ def test_of_two_processes_only_one_goes_on(
     assert "another process is running it" in error
     # the kernel releases the lock when a process dies, whatever its record says
     assert call(entrypoint.main, f"resume={stopped_run}") == 0
+
+
+def test_a_run_that_another_process_finishes_before_its_lock_is_taken_is_left_as_it_is(
+    stopped_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other one finishes it between the first look at its record and the lock."""
+
+    def finished_meanwhile(path: Path, timeout: float) -> Lock:
+        change_record(path, state="finished")
+        return lock_directory(path, timeout)
+
+    monkeypatch.setattr(runs, "lock_directory", finished_meanwhile)
+    assert call(entrypoint.main, f"resume={stopped_run}") == 0
+    assert capsys.readouterr().out.endswith(": already finished\n")
+    assert record(stopped_run)["resumed_at"] == []
+    assert not is_locked(stopped_run)
 
 
 # Real processes.

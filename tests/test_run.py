@@ -22,7 +22,7 @@ from experiments.data import Data
 from experiments.directory import git as git_module
 from experiments.directory import record as runs
 from experiments.directory.checkpoints import Checkpoints
-from experiments.directory.claim import claim
+from experiments.directory.claim import LOCK_FILE, claim, is_locked
 from experiments.directory.fingerprint import fingerprint
 from experiments.directory.git import git_state
 from experiments.directory.paths import display_path
@@ -128,7 +128,7 @@ def test_its_config_is_resolved_and_fingerprinted(finished: Path, config: dict[s
 
 
 def test_nothing_temporary_is_left(finished: Path) -> None:
-    assert not [file for file in finished.rglob("*") if file.name.startswith(".")]
+    assert [file.name for file in finished.rglob(".*")] == [LOCK_FILE]
 
 
 # Git.
@@ -455,3 +455,31 @@ def test_a_path_is_shown_as_one_would_type_it(
     monkeypatch.chdir(tmp_path)
     assert display_path(tmp_path / "a" / "b") == "a/b"
     assert display_path(tmp_path.parent) == str(tmp_path.parent)
+
+
+@pytest.mark.parametrize("state", runs.COMPLETED)
+def test_a_completed_run_keeps_its_state_when_its_worker_dies(
+    state: runs.State, config: dict[str, Any], tmp_path: Path
+) -> None:
+    started(tmp_path / "run", config).end(state)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    assert runs.record_end(tmp_path / "run", "failed", "killed")["state"] == state
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert not is_locked(tmp_path / "run")
+
+
+@pytest.mark.parametrize("state", runs.COMPLETED)
+def test_a_completed_run_is_not_reopened_by_its_sweep(
+    state: runs.State, config: dict[str, Any], tmp_path: Path
+) -> None:
+    started(tmp_path / "run", config).end(state)
+    with pytest.raises(runs.Completed):
+        runs.reopen(tmp_path / "run", keep=runs.COMPLETED)
+    assert record(tmp_path / "run")["state"] == state
+    assert not is_locked(tmp_path / "run")
+
+
+def test_what_cannot_be_reopened_is_not_left_locked(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run"):
+        runs.reopen(tmp_path)
+    assert not is_locked(tmp_path)

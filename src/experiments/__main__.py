@@ -50,6 +50,7 @@ Groups, chosen by group=option; a key of an option is set by group.key=value:
   --cfg job          print the composed config; --resolve resolves its references
   -m, --multirun     run every combination of values given as a,b,c, on all cores
   sweep=NAME         the directory of a sweep, outputs/NAME; the same command continues it
+  --keep-changed     keep a sweep's finished runs although code, data or packages have changed
   --shell-completion install=bash|zsh|fish   of the command `experiments`: eval "$(...)"
   --hydra-help       the flags of Hydra, which composes the config
 """
@@ -84,6 +85,7 @@ def parse_arguments() -> Namespace:
     parser = get_args_parser()
     parser.error = partial(exit_with_usage_error, "experiments")  # type: ignore[method-assign]
     parser.add_argument("--trust", action="append", default=[])
+    parser.add_argument("--keep-changed", action="store_true")
     # sweep=NAME abbreviates a fixed directory under outputs/, so that a sweep can be continued
     sys.argv = [re.sub(r"^sweep=(?=.)", "hydra.sweep.dir=outputs/", word) for word in sys.argv]
     return parser.parse_args()
@@ -118,6 +120,8 @@ def dispatch(args: Namespace) -> None:
 def resumed_directory(args: Namespace) -> Path | None:
     """The directory of `resume=RUN_DIR`, None without it. Raises UsageError for other overrides."""
     resumes = [override for override in args.overrides if override.startswith("resume=")]
+    if args.keep_changed and not args.multirun:
+        raise UsageError("--keep-changed: only valid with a sweep; add -m")
     if not resumes:
         if args.trust:
             raise UsageError(f"--trust {args.trust[0]}: only valid with resume=RUN_DIR")
@@ -195,10 +199,14 @@ def run_sweep(args: Namespace) -> None:
     """
     composed = check_grid(args)
     from experiments import job
+    from experiments.directory.identity import KEEP_CHANGED
     from experiments.directory.paths import display_path
     from experiments.sweeps import sweep
     from experiments.sweeps.pool import start_fork_server
 
+    if args.keep_changed:
+        os.environ[KEEP_CHANGED] = "1"
+        sys.argv.remove("--keep-changed")  # Hydra parses the rest again
     directory = choose_sweep_directory(args, composed)
     GlobalHydra.instance().clear()
     gc.freeze()

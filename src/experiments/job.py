@@ -24,6 +24,7 @@ from experiments.config.compose import validate
 from experiments.data import Data
 from experiments.directory import record
 from experiments.directory.claim import claim
+from experiments.directory.identity import differences, identify, keep_changed
 from experiments.directory.paths import display_path
 from experiments.errors import Diverged, Interrupted, UsageError
 from experiments.interrupt import Interrupt
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
     # arguments: number of epochs, number of batches per epoch
     ProgressMaker = Callable[[int, int], Progress]
+
+_frozen = False  # whether the objects from start-up are exempt from garbage collection
 
 
 def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
@@ -78,29 +81,52 @@ def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
     """Execute a run from its composed config; returns the best value of `trainer.monitor`.
 
     If a sweep's job finds the same run in its directory, it resumes it, or returns its result if
-    it has ended. Raises UsageError, Diverged, SystemExit after a signal, or any other exception;
-    run.json records each.
+    it has ended in a state that a sweep keeps. Raises UsageError, Diverged, SystemExit after a
+    signal, or any other exception; run.json records each.
     """
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
     resolved = validate(config)
     if not OmegaConf.is_missing(settings.job, "num") and (path / "run.json").exists():
-        if (path / "config.yaml").read_bytes() != record.config_text(resolved):
+        if not record.same_config(path / "config.yaml", record.config_text(resolved)):
             raise UsageError(
                 f"{path}: holds a run with another config; use another hydra.sweep.dir"
             )
-        saved = record.read_record(path)
-        if saved["state"] == "finished":
-            return float(saved["metrics"]["best"][resolved["trainer"]["monitor"]])
-        if saved["state"] == "diverged":
-            raise Diverged(saved["error"])
-        run_directory = record.reopen(path)
+        reject_changes(path, resolved)
+        try:
+            run_directory = record.reopen(path, keep=record.COMPLETED)
+        except record.Completed as completed:
+            return earlier_result(completed.record, resolved["trainer"]["monitor"])
     else:
         overrides = [str(override) for override in settings.overrides.task]
         run_directory = record.start(path, resolved, overrides)
     best = execute(run_directory, resolved, progress=progress)
     print(summary(run_directory))
     return best
+
+
+def reject_changes(path: Path, config: dict[str, Any]) -> None:
+    """Raise UsageError if code, data or versions have changed since a run, except for a run that
+    starts anew or with --keep-changed.
+    """
+    saved = record.read_record(path)
+    anew = saved["state"] not in record.COMPLETED and not record.has_checkpoint(path)
+    if anew or keep_changed():
+        return
+    changes = differences(saved, {**identify(config), "data": load_data(config).fingerprints})
+    if changes:
+        raise UsageError(
+            f"{path}: {', '.join(changes)} since this run; use another sweep= or --keep-changed"
+        )
+
+
+def earlier_result(saved: dict[str, Any], monitor: str) -> float:
+    """The best value of a run that had ended before, NaN if it has none; raises Diverged if it
+    diverged.
+    """
+    if saved["state"] == "diverged":
+        raise Diverged(saved.get("error", "in an earlier command"))
+    return float(saved.get("metrics", {}).get("best", {}).get(monitor, math.nan))
 
 
 def run_in_sweep(config: DictConfig) -> float:
@@ -128,11 +154,16 @@ def resume(path: Path, trust: Sequence[str]) -> None:
     from experiments.directory.trust import check_objects
 
     config = read_config(path, trust)
+    already_finished = f"{display_path(path)}: already finished"
     if record.read_record(path)["state"] == "finished":
-        print(f"{display_path(path)}: already finished")
+        print(already_finished)
         return
     check_objects(config, trust)
-    run_directory = record.reopen(path)
+    try:
+        run_directory = record.reopen(path)
+    except record.Completed:  # meanwhile, in another process
+        print(already_finished)
+        return
     execute(run_directory, config)
     print(summary(run_directory))
 
@@ -149,9 +180,7 @@ def execute(
     epochs: stop after this many epochs, if fewer than the config's.
     progress: makes the progress reporter; None selects one that suits standard output.
     """
-    # exempt the objects from start-up from garbage collection; see __main__
-    gc.freeze()
-    gc.enable()
+    collect_garbage()
     try:
         with Interrupt() as interrupt:
             data = load_data(config)
@@ -184,6 +213,20 @@ def execute(
         raise
     run_directory.end("finished")
     return best
+
+
+def collect_garbage() -> None:
+    """Free what the previous run in this process left in reference cycles, such as the model that a
+    failed one's exception refers to. The first call of a process exempts the objects from start-up
+    instead, see __main__; freezing them again would keep such cycles for ever.
+    """
+    global _frozen
+    if _frozen:
+        gc.collect()
+    else:
+        _frozen = True
+        gc.freeze()
+        gc.enable()
 
 
 def summary(run_directory: record.Run) -> str:

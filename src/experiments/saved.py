@@ -3,11 +3,13 @@
 Nothing in the directory is executed, so it may be untrusted (see directory/trust.py).
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.directory.identity import code_changes, identify
 from experiments.directory.metrics import read_metrics, rows_by_step
 from experiments.directory.record import read_record
 from experiments.directory.saved_config import read_config
@@ -58,13 +60,17 @@ def load_run(
     content = checkpoints.load(checkpoint) or checkpoints.load("last")
     if content is None:
         raise UsageError(f"{path}: has no checkpoint yet; resume={path} continues the run")
+    record = read_record(path)
+    for change in code_changes(record, identify(config)["code"]):
+        print(f"warning: {change} since the run: its model may compute something else",
+              file=sys.stderr)  # fmt: skip
     model = build_model(config)
     with restoring(path):
         model.load_state_dict(content["model"])
     return SavedRun(
         path=path,
         config=config,
-        record=read_record(path),
+        record=record,
         metrics=rows_by_step(read_metrics(path)),
         model=model.eval(),
         step=content["state"]["step"],

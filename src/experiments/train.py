@@ -3,9 +3,9 @@
 Every run goes through `train`: from the command line, resumed, or in a sweep's worker.
 """
 
-import platform
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from experiments.config.names import overridden
@@ -13,6 +13,7 @@ from experiments.data import Data
 from experiments.directory.checkpoints import Checkpoints, restoring
 from experiments.directory.environment import packages
 from experiments.directory.fingerprint import fingerprint
+from experiments.directory.identity import differences, identify
 from experiments.directory.record import Run, config_text
 from experiments.directory.tracking import Tracker
 from experiments.errors import Diverged, UsageError
@@ -78,17 +79,17 @@ def train(
     options = FitOptions(epochs or trainer["epochs"], trainer["log_every"], trainer["monitor"])
     callbacks = Callbacks(tracker.log, save, reporter, checkpoints.due, stop_signal,
                           stop_evaluation)  # fmt: skip
-    try:
-        fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
-    except Diverged:
-        tracker.hparams_end(success=False)
-        raise
-    finally:
-        reporter.close()
-        run.update(metrics={"best": state.best, "last": state.last})
-    if epochs is None:
-        test(parts, state, run, tracker, stop_evaluation)
-    tracker.close()
+    with closing(tracker):
+        try:
+            fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
+        except Diverged:
+            tracker.hparams_end(success=False)
+            raise
+        finally:
+            reporter.close()
+            run.update(metrics={"best": state.best, "last": state.last})
+        if epochs is None:
+            test(parts, state, run, tracker, stop_evaluation)
     weights = fingerprint(parts.model.state_dict())
     run.update(weights={**run.record["weights"], "final": weights})
     return state.best[trainer["monitor"]]
@@ -182,9 +183,12 @@ def record_environment(run: Run, parts: Parts, data: Data, environment: dict[str
         raise UsageError(
             f"data: {', '.join(changed)} rows differ from those at the start of the run"
         )
-    now = {"python": platform.python_version(), **packages(), **environment}
-    then = {**run.record, **run.record["packages"], **run.record["environment"]}
-    for name, value in now.items():
-        if then.get(name) != value:
-            was = then.get(name)
-            print(f"warning: {name} was {was}, is {value}: bits may differ", file=sys.stderr)
+    changes = differences(run.record, identify(run.record["config"]))
+    then = {**run.record["packages"], **run.record["environment"]}
+    changes += [
+        f"{name} was {then.get(name)}, is {value}"
+        for name, value in {**packages(), **environment}.items()
+        if then.get(name) != value
+    ]
+    for change in dict.fromkeys(changes):  # torch and numpy are in both
+        print(f"warning: {change}: bits may differ", file=sys.stderr)

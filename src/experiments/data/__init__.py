@@ -1,4 +1,4 @@
-"""Data sets as tensors. Each module here has a `load` function for a config's `data._target_`."""
+"""Data sets as tensors. `mnist` and `arrays` have a `load` function for `data._target_`."""
 
 from __future__ import annotations
 

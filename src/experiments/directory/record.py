@@ -11,12 +11,13 @@
 Imports no torch.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import platform
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -27,13 +28,15 @@ from experiments.config.names import MOVED
 from experiments.directory import durable
 from experiments.directory.claim import (
     LOCK_SECONDS,
+    Lock,
     ensure_no_run,
     lock_directory,
     reject_symlinks,
     remove_temporary_files,
 )
 from experiments.directory.environment import packages
-from experiments.directory.git import git_state
+from experiments.directory.git import GitState, git_state
+from experiments.directory.identity import identify
 from experiments.errors import UsageError
 
 # The keys of run.json with their types: present from the start, and added during the run.
@@ -50,15 +53,24 @@ RECORDED = {
     "packages": dict,
     "git": dict,
 }
-ADDED = dict.fromkeys(("environment", "data", "weights", "metrics"), dict)
+ADDED = dict.fromkeys(("code", "versions", "environment", "data", "weights", "metrics"), dict)
+FOUND_IN_TRAINING = ("environment", "data", "weights", "metrics")
 State = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
 COMPLETED = ("finished", "diverged", "pruned")  # states that a continued sweep keeps
+
+
+class Completed(Exception):
+    """A run that has ended in a state that is kept; `record` is its run.json."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__(record["state"])
+        self.record = record
 
 
 class Run:
     """A run directory whose lock this process holds."""
 
-    def __init__(self, path: Path, lock: int, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, lock: Lock, record: dict[str, Any]) -> None:
         self.path = path
         self.record = record
         self._lock = lock
@@ -73,10 +85,12 @@ class Run:
 
     def end(self, state: State, error: str | None = None) -> None:
         """Record the final state, with the error in error.txt, and release the lock."""
-        if error is not None:
-            durable.write(self.path / "error.txt", error.encode())
-        self.update(state=state, ended=_now(), **({"error": error} if error else {}))
-        os.close(self._lock)
+        try:
+            if error is not None:
+                durable.write(self.path / "error.txt", error.encode())
+            self.update(state=state, ended=_now(), **({"error": error} if error else {}))
+        finally:
+            self._lock.close()
 
 
 def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
@@ -84,12 +98,35 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
 
     Raises UsageError if another process holds the lock or the directory holds a run.
     """
+    with _lock(path) as lock:
+        ensure_no_run(path)
+        remove_temporary_files(path)
+        git = git_state()
+        text = config_text(config)
+        run = Run(path, lock, _new_record(config, overrides, text, git))
+        durable.write(path / "config.yaml", text)
+        if git.diff:
+            durable.write(path / "git.diff", git.diff)
+        run.update()
+    return run
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[Lock]:
+    """Take the lock of a run directory, and keep it unless the block raises."""
     lock = lock_directory(path, LOCK_SECONDS)
-    ensure_no_run(path)
-    remove_temporary_files(path)
-    git = git_state()
-    text = config_text(config)
-    record = {
+    try:
+        yield lock
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _new_record(
+    config: dict[str, Any], overrides: list[str], text: bytes, git: GitState
+) -> dict[str, Any]:
+    """The run.json of a new run; `text` is its config.yaml."""
+    return {
         "schema": 1,
         "state": "running",
         "started": _now(),
@@ -104,14 +141,9 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages(),
+        **identify(config),
         "git": git.record,
     }
-    run = Run(path, lock, record)
-    durable.write(path / "config.yaml", text)
-    if git.diff:
-        durable.write(path / "git.diff", git.diff)
-    run.update()
-    return run
 
 
 def config_text(config: dict[str, Any]) -> bytes:
@@ -131,33 +163,46 @@ def same_config(file: Path, text: bytes) -> bool:
 
 def record_end(path: Path, state: State, error: str | None = None) -> dict[str, Any]:
     """Record the final state of a run on behalf of its process, which died or does not know it;
-    returns the record. A finished or diverged run keeps its state.
+    returns the record. A completed run keeps its state.
 
     Raises UsageError if another process holds the lock or run.json cannot be read.
     """
-    lock = lock_directory(path, LOCK_SECONDS)
-    run = Run(path, lock, read_record(path))
-    if run.record["state"] in ("finished", "diverged"):
-        os.close(lock)
+    with _lock(path) as lock:
+        run = Run(path, lock, read_record(path))
+    if run.record["state"] in COMPLETED:
+        lock.close()
     else:
         run.end(state, error)
     return run.record
 
 
-def reopen(path: Path) -> Run:
-    """Lock the directory of an unfinished run, to resume it.
+def reopen(path: Path, keep: Sequence[str] = ("finished",)) -> Run:
+    """Lock the directory of an unfinished run, to resume it. Without a checkpoint the run begins
+    anew, and so does its identity.
 
-    Raises UsageError if it holds no run, another process holds the lock, or it contains symlinks.
+    Raises Completed if the run has ended in a state of `keep`; UsageError if the directory holds no
+    run, another process holds the lock, or it contains symlinks.
     """
-    lock = lock_directory(path, LOCK_SECONDS)
-    reject_symlinks(path)
-    record = read_record(path)
-    remove_temporary_files(path)
-    (path / "error.txt").unlink(missing_ok=True)
-    record.pop("error", None)
-    run = Run(path, lock, record)
-    run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
+    with _lock(path) as lock:
+        reject_symlinks(path)
+        # only now: until it released the lock, another process may have finished the run
+        record = read_record(path)
+        if record["state"] in keep:
+            raise Completed(record)
+        remove_temporary_files(path)
+        (path / "error.txt").unlink(missing_ok=True)
+        record.pop("error", None)
+        if not has_checkpoint(path):
+            record = {key: value for key, value in record.items() if key not in FOUND_IN_TRAINING}
+            record |= identify(record["config"])
+        run = Run(path, lock, record)
+        run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
     return run
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether a run directory has a checkpoint to continue from."""
+    return any((path / "checkpoints").glob("step-*.safetensors"))
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -112,8 +112,10 @@ class Tracker:
 
     def close(self) -> None:
         """Close the files."""
-        self._metrics.close()
-        self._events.close()
+        try:
+            self._metrics.close()
+        finally:
+            self._events.close()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()

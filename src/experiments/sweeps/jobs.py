@@ -1,6 +1,7 @@
 """The jobs of a sweep: config, directory and progress of each. Imports no torch."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ from omegaconf import DictConfig, open_dict
 
 from experiments.config.compose import validate
 from experiments.config.names import run_name
-from experiments.directory.record import COMPLETED, config_text, read_record, same_config
+from experiments.directory.identity import differences, identify
+from experiments.directory.paths import display_path
+from experiments.directory.record import (
+    COMPLETED,
+    config_text,
+    has_checkpoint,
+    read_record,
+    same_config,
+)
 
 
 @dataclass
@@ -37,32 +46,70 @@ class Job:
     pruned: bool = False  # the pruner has requested its stop
 
 
-def place_job(directory: Path, composed: DictConfig, number: int) -> Job:
-    """Assign a job its directory in the sweep and read the state of the run in it, if any.
+@dataclass
+class Continuation:
+    """What decides whether a run that a sweep finds in a directory is still the same run.
+
+    read_data: the fingerprints of a job's rows by split, as a worker reads them; {} if they
+        cannot be read.
+    keep_changed: keep runs although code, data or versions have changed.
+    """
+
+    read_data: Callable[[DictConfig], dict[str, str]]
+    keep_changed: bool = False
+
+    def changes(self, path: Path, config: dict[str, Any], composed: DictConfig) -> list[str]:
+        """What has changed since the run in a directory, which has this config, a phrase each."""
+        if not (path / "run.json").exists():
+            return []
+        record = read_record(path)
+        if record["state"] not in COMPLETED and not has_checkpoint(path):
+            return []  # it starts anew
+        now = identify(config)
+        if record.get("data"):
+            now = {**now, "data": self.read_data(composed)}
+        return differences(record, now)
+
+
+def place_job(
+    directory: Path, composed: DictConfig, number: int, continuation: Continuation
+) -> tuple[Job, list[str]]:
+    """Assign a job its directory in the sweep and read the state of the run in it, if any; returns
+    the job, and a line for each run that is not the same any more.
 
     The directory is named after the overrides. If it holds a run with another config (a file in
-    conf/ was changed), that run is left alone and the name gets a suffix.
+    conf/ was changed), or of other code, data or versions, that run is left alone and the name
+    gets a suffix.
     """
     config = validate(composed)
     name = run_name(composed.hydra.job.override_dirname)
     text = config_text(config)
-    suffix = 1
+    suffix, notices = 1, list[str]()
     while True:
         path = directory / (name if suffix == 1 else f"{name}-{suffix}")
         saved = path / "config.yaml"
-        if not saved.exists() or same_config(saved, text):
+        if not saved.exists():
             break
+        if same_config(saved, text):
+            changes = continuation.changes(path, config, composed)
+            if changes:
+                action = "kept all the same" if continuation.keep_changed else "run again beside it"
+                notices.append(f"{display_path(path)}: {', '.join(changes)}; {action}")
+            if not changes or continuation.keep_changed:
+                break
         suffix += 1
     with open_dict(composed):
         composed.hydra.job.num, composed.hydra.job.id = number, str(number)
         composed.hydra.sweep.dir, composed.hydra.sweep.subdir = str(directory), path.name
     job = Job(path.name, path, composed, monitor=config["trainer"]["monitor"])
     if (path / "run.json").exists():
+        if not continuation.keep_changed:
+            notices.clear()  # it was run again before
         record = read_record(path)
         if record["state"] in COMPLETED:
             job.state, job.reused = record["state"], True
             job.value = record.get("metrics", {}).get("best", {}).get(job.monitor)
-    return job
+    return job, notices
 
 
 def job_return(job: Job, overrides: list[str]) -> JobReturn:

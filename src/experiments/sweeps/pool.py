@@ -10,6 +10,8 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from experiments.config.compose import validate
 from experiments.config.cuda import cuda_devices
 from experiments.directory import record
@@ -60,6 +62,7 @@ class Pool:
     retry_queue: list[Job] = field(default_factory=list)  # jobs to run again
     stopping: bool = False
     interrupt: Interrupt | None = None
+    data_read: dict[str, dict[str, str]] = field(default_factory=dict)  # by the data's config
 
     def run(self, waiting: Iterator[Job], view: View, interrupt: Interrupt) -> None:
         """Keep all workers busy until every job has ended or a signal has stopped them all."""
@@ -75,7 +78,7 @@ class Pool:
                 continue
             idle = [worker for worker in self.workers if worker.job is None]
             if next_job is not None and (idle or len(self.workers) < self.size):
-                self.assign(next_job, idle[0] if idle else self.add_worker(next_job))
+                self.assign(next_job, idle[0] if idle else self.add_worker(next_job.composed))
                 # compose and place the next job while this one runs
                 next_job = self.retry_queue.pop() if self.retry_queue else next(waiting, None)
                 continue
@@ -85,9 +88,9 @@ class Pool:
             next_job = next_job or (self.retry_queue.pop() if self.retry_queue else None)
             view.refresh()
 
-    def add_worker(self, job: Job) -> Worker:
+    def add_worker(self, composed: DictConfig) -> Worker:
         """Start a worker, on the CUDA device with the fewest workers if the run may use CUDA."""
-        devices = 0 if job.composed.trainer.device == "cpu" else cuda_devices()
+        devices = 0 if composed.trainer.device == "cpu" else cuda_devices()
         taken = [worker.device for worker in self.workers]
         device = min(range(devices), key=taken.count) if devices > 1 else None
         parent_end, worker_end = FORKING.Pipe()
@@ -101,13 +104,30 @@ class Pool:
     def assign(self, job: Job, worker: Worker) -> None:
         """Send a job to a worker; if the worker has just died, the job goes to the retry queue."""
         try:
-            worker.pipe.send(job.composed)
+            worker.pipe.send(("run", job.composed))
         except OSError:
             self.workers.remove(worker)
             self.retry_queue.append(job)
             return
         worker.job = job
         job.state, job.started = "running", time.monotonic()
+
+    def read_data(self, composed: DictConfig) -> dict[str, str]:
+        """Have a worker read a job's data; returns the fingerprint of each split, {} if it cannot.
+
+        The worker keeps the data for its next job.
+        """
+        key = OmegaConf.to_yaml(composed.data, resolve=True)
+        if key not in self.data_read:
+            idle = [worker for worker in self.workers if worker.job is None]
+            worker = idle[0] if idle else self.add_worker(composed)
+            try:
+                worker.pipe.send(("fingerprints", composed))
+                self.data_read[key] = worker.pipe.recv()
+            except (EOFError, OSError):  # the job itself will fail, and say why
+                self.workers.remove(worker)
+                self.data_read[key] = {}
+        return self.data_read[key]
 
     def receive(self, worker: Worker) -> None:
         """Handle one message from a worker, or its death."""
@@ -136,7 +156,10 @@ class Pool:
         job.seconds = time.monotonic() - job.started
         if job.state == "interrupted" and job.pruned:
             job.state = "pruned"
-            record.record_end(job.path, "pruned")
+            try:
+                record.record_end(job.path, "pruned")
+            except UsageError as problem:  # the next command resumes it
+                job.error = str(problem)
         elif job.state == "interrupted" and not self.stopping:
             # the signal was meant for the worker's previous run
             job.state = "waiting"

@@ -24,6 +24,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from experiments import job
+from experiments.config.compose import validate
 from experiments.directory.record import read_record
 from experiments.errors import Diverged, UsageError
 from experiments.interrupt import STOP_SIGNALS, ignore_stop_signals
@@ -53,13 +54,29 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     setup_globals()
     version.setbase("1.3")
     JobRuntime.instance().set("name", "experiments")
-    gc.freeze()
+    job.collect_garbage()  # now: what a run's first call finds includes the run itself
+    warmed_up = False
     while True:
         try:
-            composed = parent.recv()
+            request, composed = parent.recv()
         except (EOFError, OSError):  # the sweep has ended
             return
+        if request == "fingerprints":
+            parent.send(fingerprints(composed))
+            continue
         parent.send(("end", *run_in_directory(composed, parent)))
+        if not warmed_up:  # exempt what the first run has imported and cached, but none of its rest
+            gc.collect()
+            gc.freeze()
+            warmed_up = True
+
+
+def fingerprints(composed: DictConfig) -> dict[str, str]:
+    """The fingerprints of a job's rows by split; {} if its data cannot be read."""
+    try:
+        return job.load_data(validate(composed)).fingerprints
+    except BaseException:  # the run itself will fail, and say why
+        return {}
 
 
 def exit_with_parent() -> None:
