@@ -6,15 +6,18 @@ image for TensorBoard, to the run directory.
 
 import argparse
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from experiments import stdio
 from experiments.directory import durable
 from experiments.directory.paths import display_path
 from experiments.directory.record import read_record
 from experiments.errors import UsageError, exit_with_usage_error
 from experiments.results.confusion import class_metrics, confusion_picture
+from experiments.results.drawing import draw
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Parse the command line and evaluate."""
+    stdio.protect(ignore_closed_pipes=True)
     parser = argparse.ArgumentParser("python -m experiments.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="the directory of a run")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
@@ -72,13 +76,20 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
     }
     data_file = path / f"evaluation-{checkpoint}-{split}.json"
     picture_file = data_file.with_suffix(".png")
-    picture = confusion_picture(report)
+    picture = draw(picture_file, lambda: confusion_picture(report))
     unchanged = picture_file.exists() and picture_file.read_bytes() == picture
-    durable.write(data_file, json.dumps(report, indent=2).encode() + b"\n")
-    durable.write(picture_file, picture)
-    # TensorBoard follows the newest events file: a new one would hide a live run's later events
-    if not unchanged and read_record(path)["state"] == "finished":
-        log_image(path, f"confusion/{split}_{checkpoint}", saved.step, picture)
+    try:
+        durable.write(data_file, json.dumps(report, indent=2).encode() + b"\n")
+        if picture is None:
+            picture_file.unlink(missing_ok=True)
+            return {**report, "files": [display_path(data_file)]}
+        durable.write(picture_file, picture)
+        # TensorBoard follows the newest events file: a new one would hide a live run's later events
+        if not unchanged and read_record(path)["state"] == "finished":
+            log_image(path, f"confusion/{split}_{checkpoint}", saved.step, picture)
+    except OSError as error:  # it may be someone else's run
+        print(f"warning: {path}: the report is not saved ({error.strerror})", file=sys.stderr)
+        return {**report, "files": []}
     return {**report, "files": [display_path(data_file), display_path(picture_file)]}
 
 
