@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.config.names import overridden
 from experiments.data import Data
+from experiments.data.scan import Scan
 from experiments.directory.checkpoints import Checkpoints, restoring
 from experiments.directory.environment import packages
 from experiments.directory.fingerprint import fingerprint
@@ -32,6 +33,7 @@ from experiments.training.fit import (
     evaluate,
     fit,
 )
+from experiments.training.means import step_weights
 from experiments.training.parts import Parts, build_parts
 from experiments.training.progress import Progress, make_progress
 from experiments.training.train_log import State
@@ -62,7 +64,7 @@ def train(
     checkpoints = Checkpoints(run.path / "checkpoints", **config["checkpoint"])
     saved = checkpoints.load()
     state = State() if saved is None else restore(parts, saved, run)
-    steps, compiled = make_steps(parts, trainer)
+    steps, compiled = make_steps(parts, trainer, data.scans["train"], stop_signal)
     record_environment(run, parts, data, torch_environment(device, trainer) | compiled)
     tracker = start_tracking(run, config) if saved is None else continue_tracking(run, saved)
     reporter = progress(trainer["epochs"], len(parts.train_loader))
@@ -82,17 +84,28 @@ def train(
     with closing(tracker):
         try:
             fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
-        except Diverged:
+        except Diverged as error:
             tracker.hparams_end(success=False)
-            raise
+            raise explained(error, data) from None
         finally:
             reporter.close()
             run.update(metrics={"best": state.best, "last": state.last})
         if epochs is None:
-            test(parts, state, run, tracker, stop_evaluation)
+            evaluate_test_split(parts, state, run, tracker, stop_evaluation)
     weights = fingerprint(parts.model.state_dict())
     run.update(weights={**run.record["weights"], "final": weights})
     return state.best[trainer["monitor"]]
+
+
+def explained(error: Diverged, data: Data) -> Diverged:
+    """The error, with the rows that are not finite, which the model seemed to cope with, as its
+    cause instead of the learning rate.
+    """
+    for name in ("train", "valid"):
+        for part, row in data.scans[name].not_finite.items():
+            reason = str(error).partition(";")[0]
+            return Diverged(f"{reason}; row {row} of {name} {part} is NaN or infinite: fill it")
+    return error
 
 
 def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
@@ -103,7 +116,10 @@ def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
         parts.model.load_state_dict(saved["model"])
         parts.opt.load_state_dict(saved["optimizer"])
         parts.scheduler.load_state_dict(saved["scheduler"])
-        return State(**saved["state"])
+        parts.loss_func.load_state_dict(saved.get("loss", parts.loss_func.state_dict()))
+        # an earlier version counted every batch by its rows, and kept no state of the loss
+        weights = {"weight": saved["state"]["rows"], "epoch_weight": saved["state"]["epoch_rows"]}
+        return State(**(weights | saved["state"]))
 
 
 def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str, Any]:
@@ -113,17 +129,25 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
         "positions": tracker.sync(),
         "parameters": parts.parameter_names,
         "model": parts.model.state_dict(),
+        "loss": parts.loss_func.state_dict(),
         "optimizer": parts.opt.state_dict(),
         "scheduler": parts.scheduler.state_dict(),
         "random": global_state(),
     }
 
 
-def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, str]]:
-    """The eager or compiled steps, and the key of the compiled package if there is one."""
+def make_steps(
+    parts: Parts, trainer: dict[str, Any], train: Scan, stop_signal: Callable[[], int | None]
+) -> tuple[Steps, dict[str, str]]:
+    """The eager or compiled steps, and the key of the compiled package if there is one.
+
+    train: what was found in the training split, which may hold targets that do not count. Raises
+    Interrupted if a signal arrives while they are compiled.
+    """
+    weigh = step_weights(parts.loss_func, train)
     if not trainer["compile"]:
         return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.scheduler,
-                          parts.train_loader, trainer["accumulate"]), {}  # fmt: skip
+                          parts.train_loader, trainer["accumulate"], weigh), {}  # fmt: skip
     from experiments.compiled.steps import CompiledSteps  # takes a second to import
 
     compiled = CompiledSteps(
@@ -134,6 +158,8 @@ def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, 
         parts.train_loader,
         accumulated=trainer["accumulate"],
         clip_norm=trainer["clip_norm"],
+        stop_signal=stop_signal,
+        weigh=weigh,
     )
     return compiled, {"compiled": compiled.key}
 
@@ -151,7 +177,7 @@ def continue_tracking(run: Run, saved: dict[str, Any]) -> Tracker:
     return Tracker(run.path, saved["state"]["step"], saved["positions"])
 
 
-def test(
+def evaluate_test_split(
     parts: Parts,
     state: State,
     run: Run,

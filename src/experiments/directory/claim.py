@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import stat
 import sys
 import time
@@ -60,7 +61,8 @@ def ensure_no_run(path: Path) -> None:
     """Raise UsageError if a directory holds a run."""
     if (path / "run.json").exists():
         raise UsageError(
-            f"hydra.run.dir={path}: already holds a run; choose another or use resume={path}"
+            f"hydra.run.dir={path}: already holds a run; choose another or use "
+            f"resume={shlex.quote(str(path))}"
         )
 
 

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from typing import Any, Literal
 import yaml
 
 from experiments.config.names import MOVED
+from experiments.config.schema import ROOTS
 from experiments.directory import durable
 from experiments.directory.claim import (
     LOCK_SECONDS,
@@ -37,6 +39,7 @@ from experiments.directory.claim import (
 from experiments.directory.environment import packages
 from experiments.directory.git import GitState, git_state
 from experiments.directory.identity import identify
+from experiments.directory.plain_json import dumps, nan_for_null
 from experiments.errors import UsageError
 
 # The keys of run.json with their types: present from the start, and added during the run.
@@ -81,7 +84,8 @@ class Run:
         now = time.monotonic()
         self.record |= {"seconds": self.record["seconds"] + now - self._clock, **changes}
         self._clock = now
-        durable.write(self.path / "run.json", json.dumps(self.record, indent=2).encode() + b"\n")
+        text = dumps(self.record, indent=2)
+        durable.write(self.path / "run.json", text.encode() + b"\n")
 
     def end(self, state: State, error: str | None = None) -> None:
         """Record the final state, with the error in error.txt, and release the lock."""
@@ -151,14 +155,17 @@ def config_text(config: dict[str, Any]) -> bytes:
     return yaml.safe_dump(config, sort_keys=False).encode()
 
 
-def same_config(file: Path, text: bytes) -> bool:
-    """Whether a config.yaml equals a text made by `config_text`, where the old and the new name of
-    a moved module count as equal.
+def built_part(text: bytes) -> bytes:
+    """The part of a text made by `config_text` that a run is built from: without keys beside it,
+    which only name something or are referred to, and with the new names of moved modules.
+
+    Two configs with the same part are one run.
     """
-    saved = file.read_bytes()
+    blocks = re.split(rb"(?m)^(?=[^\s-])", text)  # one for each key that is not nested
+    part = b"".join(block for block in blocks if block.partition(b":")[0].decode() in ROOTS)
     for old, new in MOVED.items():
-        saved = saved.replace(f"_target_: {old}.".encode(), f"_target_: {new}.".encode())
-    return saved == text
+        part = part.replace(f"_target_: {old}.".encode(), f"_target_: {new}.".encode())
+    return part
 
 
 def record_end(path: Path, state: State, error: str | None = None) -> dict[str, Any]:
@@ -216,6 +223,8 @@ def read_record(path: Path) -> dict[str, Any]:
         for key, kind in (RECORDED | ADDED).items():
             if key in record and not isinstance(record[key], kind):
                 raise ValueError(f"{key} is not a {kind.__name__}")
+        if "metrics" in record:
+            record["metrics"] = nan_for_null(record["metrics"])
     except FileNotFoundError:
         raise UsageError(f"{path}: holds no run, there is no run.json in it") from None
     except (OSError, RecursionError, ValueError) as error:

@@ -61,8 +61,8 @@ class Pool:
     workers: list[Worker] = field(default_factory=list)
     retry_queue: list[Job] = field(default_factory=list)  # jobs to run again
     stopping: bool = False
-    interrupt: Interrupt | None = None
     data_read: dict[str, dict[str, str]] = field(default_factory=dict)  # by the data's config
+    interrupt: Interrupt | None = None
 
     def run(self, waiting: Iterator[Job], view: View, interrupt: Interrupt) -> None:
         """Keep all workers busy until every job has ended or a signal has stopped them all."""
@@ -224,7 +224,7 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
     """
     try:
         if not (job.path / "run.json").exists():
-            job.path.mkdir(exist_ok=True)
+            job.path.mkdir(parents=True, exist_ok=True)
             overrides = [str(override) for override in job.composed.hydra.overrides.task]
             record.start(job.path, validate(job.composed), overrides).end("failed", error)
         saved = record.record_end(job.path, "failed", error)

@@ -159,5 +159,9 @@ def report_results(directory: Path) -> bool:
     print(f"look     tensorboard --logdir {shlex.quote(display_path(directory))}")
     failed = [row for row in rows if row.state == "failed"]
     if failed:
-        print(f"failed   {len(failed)}: see error.txt in each; the same command retries them")
+        name = shlex.quote(f"hydra.sweep.dir={display_path(directory)}")
+        print(
+            f"failed   {len(failed)}: see error.txt in each; the same command with {name} retries "
+            "them"
+        )
     return bool(failed or failures)
