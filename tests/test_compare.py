@@ -6,11 +6,10 @@ import os
 import random
 import re
 import shutil
-import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from conftest import FinishedRun
 from saved_runs import call, change_record, record
 
 from experiments.compare import main
+from experiments.results import pictures
 
 Completed = subprocess.CompletedProcess[str]
 Compare = Callable[..., Completed]
@@ -28,17 +28,15 @@ Change = dict[str, Any]
 @pytest.fixture
 def compare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Compare]:
+) -> Compare:
     """`python -m experiments.compare` in tmp_path, called in this process."""
     monkeypatch.chdir(tmp_path)
-    pipe = signal.getsignal(signal.SIGPIPE)
 
     def compare(*arguments: object) -> Completed:
         code = call(main, *arguments)
         return Completed("compare", code, *capsys.readouterr())
 
-    yield compare
-    signal.signal(signal.SIGPIPE, pipe)
+    return compare
 
 
 def make_run(finished: Path, path: Path, overrides: Change, **changes: Any) -> Path:
@@ -160,6 +158,29 @@ def test_there_is_a_picture_for_any_number_of_swept_keys(
     lines = results(tmp_path / "sweep")
     assert len(lines) == 3 ** len(keys)
     assert set(keys) <= lines[0].keys()
+
+
+def test_a_picture_that_cannot_be_drawn_costs_a_line_and_no_number(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid(finished_run.path, tmp_path / "sweep", ["seed"])
+    (tmp_path / "sweep" / "results.png").write_bytes(b"a picture of before")
+
+    def broken(*args: object) -> bytes:
+        raise RuntimeError("no font\nat all")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "results_picture", broken)
+        completed = compare("sweep")
+    assert completed.returncode == 0
+    assert completed.stderr == (
+        "warning: sweep/results.png: not drawn (RuntimeError: no font at all); "
+        "the numbers are complete\n"
+    )
+    assert len(results(tmp_path / "sweep")) == 3
+    assert not (tmp_path / "sweep" / "results.png").exists()
+    assert compare("sweep").returncode == 0
+    assert (tmp_path / "sweep" / "results.png").exists()
 
 
 @pytest.mark.filterwarnings("error")

@@ -25,7 +25,7 @@ from experiments.config.compose import CONF
 from experiments.config.slips import list_options
 from experiments.data import Data
 from experiments.directory.checkpoints import Checkpoints, serialize
-from experiments.directory.environment import git_state
+from experiments.directory.git import git_state
 from experiments.directory.trust import check_names, check_objects
 from experiments.errors import UsageError
 

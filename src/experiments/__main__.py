@@ -21,6 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa:
 from hydra.core.override_parser.types import Override  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
+from experiments import stdio  # noqa: E402
 from experiments.config.compose import (  # noqa: E402
     CONF,
     compose,
@@ -71,17 +72,20 @@ Run directories, each command with a --help of its own:
 
 def main() -> None:
     """Run the command line; a usage error is printed in one line, with exit code 2."""
+    stdio.protect()
     # otherwise Hydra prints errors itself and exits with code 1
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for the user's models and data
-    if "--version" in sys.argv[1:]:
-        from importlib import metadata
-
-        print(f"experiments {metadata.version('experiments')}")
-        return
     try:
+        directory = working_directory()
+        if directory not in sys.path:
+            sys.path.insert(0, directory)  # as `python -m` does, for the user's models and data
+        if "--version" in sys.argv[1:]:
+            from importlib import metadata
+
+            print(f"experiments {metadata.version('experiments')}")
+            return
         dispatch(parse_arguments())
+        sys.stdout.flush()
     except UsageError as error:
         exit_with_usage_error("experiments", str(error))
     except KeyboardInterrupt:
@@ -95,6 +99,16 @@ def main() -> None:
     except Diverged as error:
         print(f"experiments: diverged: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def working_directory() -> str:
+    """The working directory. Raises UsageError if it has been removed."""
+    try:
+        return str(Path.cwd())
+    except OSError as error:
+        raise UsageError(
+            f"the working directory does not exist any more ({error.strerror}); cd to another one"
+        ) from None
 
 
 def parse_arguments() -> Namespace:

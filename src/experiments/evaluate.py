@@ -5,16 +5,19 @@ image for TensorBoard, to the run directory. A model that is not one of classes 
 """
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from experiments import stdio
 from experiments.directory import durable
 from experiments.directory.paths import display_path
 from experiments.directory.plain_json import dumps
 from experiments.directory.record import read_record
 from experiments.errors import UsageError, exit_with_usage_error
 from experiments.results.confusion import class_metrics, confusion_picture
+from experiments.results.drawing import draw
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +30,7 @@ MAX_CLASSES = 1000  # of a confusion matrix, which has the square of it as numbe
 
 def main() -> None:
     """Parse the command line and evaluate."""
+    stdio.protect(ignore_closed_pipes=True)
     parser = argparse.ArgumentParser("python -m experiments.evaluate", description=__doc__)
     parser.add_argument("run", type=Path, help="the directory of a run")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
@@ -82,16 +86,23 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
     if matrix is not None:
         report |= {"classes": class_metrics(matrix), "confusion": matrix}
     data_file = path / f"evaluation-{checkpoint}-{split}.json"
-    durable.write(data_file, dumps(report, indent=2).encode() + b"\n")
-    if matrix is None:
-        return {**report, "files": [display_path(data_file)]}
     picture_file = data_file.with_suffix(".png")
-    picture = confusion_picture(report)
+    picture = None
+    if matrix is not None:
+        picture = draw(picture_file, lambda: confusion_picture(report))
     unchanged = picture_file.exists() and picture_file.read_bytes() == picture
-    durable.write(picture_file, picture)
-    # TensorBoard follows the newest events file: a new one would hide a live run's later events
-    if not unchanged and read_record(path)["state"] == "finished":
-        log_image(path, f"confusion/{split}_{checkpoint}", saved.step, picture)
+    try:
+        durable.write(data_file, dumps(report, indent=2).encode() + b"\n")
+        if picture is None:
+            picture_file.unlink(missing_ok=True)
+            return {**report, "files": [display_path(data_file)]}
+        durable.write(picture_file, picture)
+        # TensorBoard follows the newest events file: a new one would hide a live run's later events
+        if not unchanged and read_record(path)["state"] == "finished":
+            log_image(path, f"confusion/{split}_{checkpoint}", saved.step, picture)
+    except OSError as error:  # it may be someone else's run
+        print(f"warning: {path}: the report is not saved ({error.strerror})", file=sys.stderr)
+        return {**report, "files": []}
     return {**report, "files": [display_path(data_file), display_path(picture_file)]}
 
 

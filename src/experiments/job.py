@@ -230,6 +230,7 @@ def execute(
                 lambda: interrupt.number,
                 epochs,
                 progress or make_progress,
+                lambda: interrupt.number,
             )
     except (Interrupted, KeyboardInterrupt) as interruption:
         run_directory.end("interrupted")

@@ -47,13 +47,16 @@ def train(
     stop_signal: Callable[[], int | None] = lambda: None,
     epochs: int | None = None,
     progress: Callable[[int, int], Progress] = make_progress,
+    stop_evaluation: Callable[[], int | None] = lambda: None,
 ) -> float:
     """Train the model of a resolved config and write all results to the run directory.
 
     Continues from the run's newest checkpoint if there is one. With `epochs` it stops after that
     many epochs and skips the test split. `progress` is called with the number of epochs and of
-    batches per epoch. Returns the best value of `trainer.monitor`. Raises UsageError if the parts
-    do not fit together, Diverged and Interrupted as `fit` does.
+    batches per epoch; `stop_signal` once a step and `stop_evaluation` once a batch of an
+    evaluation: each returns a signal's number or None. Returns the best value of
+    `trainer.monitor`. Raises UsageError if the parts do not fit together, Diverged and Interrupted
+    as `fit` does.
     """
     trainer, seed = config["trainer"], config["seed"]
     device = prepare_torch(trainer)
@@ -78,8 +81,9 @@ def train(
 
     options = FitOptions(epochs or trainer["epochs"], trainer["log_every"], trainer["monitor"])
     callbacks = Callbacks(
-        tracker.log, save, reporter, checkpoints.due, stop_signal, parts.schedule.end_epoch
-    )
+        tracker.log, save, reporter, checkpoints.due, stop_signal, stop_evaluation,
+        parts.schedule.end_epoch,
+    )  # fmt: skip
     with closing(tracker):
         try:
             fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
@@ -90,7 +94,7 @@ def train(
             reporter.close()
             run.update(metrics={"best": state.best, "last": state.last})
         if epochs is None:
-            evaluate_test_split(parts, state, run, tracker, stop_signal)
+            evaluate_test_split(parts, state, run, tracker, stop_evaluation)
     weights = fingerprint(parts.model.state_dict())
     run.update(weights={**run.record["weights"], "final": weights})
     return state.best[trainer["monitor"]]
@@ -186,12 +190,12 @@ def evaluate_test_split(
     state: State,
     run: Run,
     tracker: Tracker,
-    stop_signal: Callable[[], int | None] = lambda: None,
+    stop_evaluation: Callable[[], int | None],
 ) -> None:
     """Evaluate the last weights on the test split and log the results. Raises Interrupted after a
     signal; the last checkpoint is of these weights.
     """
-    results = evaluate(parts.model, parts.loss_func, parts.test_loader, stop_signal)
+    results = evaluate(parts.model, parts.loss_func, parts.test_loader, stop_evaluation)
     metrics = as_metrics("test", *results)
     tracker.log(state.step, state.epoch, metrics)
     run.update(metrics={**run.record["metrics"], "test": metrics})

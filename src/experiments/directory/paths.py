@@ -5,4 +5,8 @@ from pathlib import Path
 
 def display_path(path: Path) -> str:
     """A path relative to the working directory if it is below it, else unchanged."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    try:
+        directory = Path.cwd()
+    except OSError:  # it has been removed
+        return str(path)
+    return str(path.relative_to(directory) if path.is_relative_to(directory) else path)

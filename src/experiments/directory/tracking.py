@@ -25,6 +25,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from experiments.directory import durable
 from experiments.directory.metrics import METRICS
 from experiments.directory.plain_json import dumps
 
@@ -107,7 +108,7 @@ class Tracker:
         """Flush to disk; returns the size of each file in bytes: a checkpoint's `positions`."""
         for file in (self._metrics, self._events):
             file.flush()
-            os.fsync(file.fileno())
+            durable.sync(file.fileno())
         files = [METRICS, *(file.name for file in self.directory.glob(EVENTS + "*"))]
         return {name: (self.directory / name).stat().st_size for name in files}
 

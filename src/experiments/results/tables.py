@@ -1,5 +1,6 @@
 """Rows as a ranked table in a terminal, results.csv and results.png. Imports no torch."""
 
+import contextlib
 import csv
 import io
 import math
@@ -12,6 +13,7 @@ from experiments.config.names import format_value
 from experiments.directory import durable
 from experiments.directory.paths import display_path
 from experiments.errors import UsageError
+from experiments.results.drawing import draw
 from experiments.results.rows import Row, swept_keys, value_of
 
 MAX_ROWS = 40  # of a table in a terminal; results.csv has all
@@ -111,7 +113,9 @@ def as_json(row: Row) -> dict[str, Any]:
 
 
 def save(rows: Sequence[Row], into: Path) -> list[Path]:
-    """Write results.csv and results.png; returns their paths."""
+    """Write results.csv and results.png; returns their paths, without a picture that cannot be
+    drawn.
+    """
     keys = swept_keys(rows)
     head, body = cells(rows, keys)
     text = io.StringIO()
@@ -122,10 +126,20 @@ def save(rows: Sequence[Row], into: Path) -> list[Path]:
     content = text.getvalue().encode()
     # plotting takes longer than all the rest, so skip it if the numbers are unchanged
     if not (picture.exists() and csv_file.exists() and csv_file.read_bytes() == content):
-        from experiments.results.pictures import results_picture
-
-        write(picture, results_picture(rows, keys))
+        # a picture of other numbers must not stay if drawing fails
+        with contextlib.suppress(OSError):
+            picture.unlink()
         write(csv_file, content)
+
+        def results_picture() -> bytes:
+            from experiments.results import pictures
+
+            return pictures.results_picture(rows, keys)
+
+        drawn = draw(picture, results_picture)
+        if drawn is None:
+            return [csv_file]
+        write(picture, drawn)
     return [csv_file, picture]
 
 

@@ -24,7 +24,7 @@ from hydra.core.utils import JobRuntime, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from experiments import job
+from experiments import job, stdio
 from experiments.config.compose import validate
 from experiments.directory.record import read_record
 from experiments.errors import Diverged, UsageError
@@ -47,6 +47,7 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     ("epoch", number of epochs done, metrics of the last one) and ("end", state, best value of
     trainer.monitor or None, error or None).
     """
+    stdio.protect()
     # they reach the whole process group; the parent handles them and sends SIGTERM
     ignore_stop_signals(*set(STOP_SIGNALS) - {signal.SIGTERM})
     threading.Thread(target=exit_with_parent, daemon=True).start()

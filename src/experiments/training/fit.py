@@ -54,7 +54,8 @@ class Callbacks:
         epoch's end.
     save(state, whether it is the best so far): at each epoch's end, when `checkpoint_due(last step,
         number of steps in the last result)` is true, and when `stop_signal` returns a signal's
-        number.
+        number, which is asked once a step.
+    stop_evaluation: the same within a validation, asked once a batch.
     end_epoch(the epoch's monitored number): at each epoch's end, before `save`.
     """
 
@@ -63,6 +64,7 @@ class Callbacks:
     progress: Progress
     checkpoint_due: Callable[[int, int], bool] = lambda step, step_count: False
     stop_signal: Callable[[], int | None] = lambda: None
+    stop_evaluation: Callable[[], int | None] = lambda: None
     end_epoch: Callable[[float], None] = lambda monitored: None
 
 
@@ -243,7 +245,7 @@ def validate(
     """
     random_state = global_state()
     try:
-        results = evaluate(model, loss_func, loader, callbacks.stop_signal)
+        results = evaluate(model, loss_func, loader, callbacks.stop_evaluation)
     except Interrupted:
         restore_global_state(*random_state)
         callbacks.save(state, False)
