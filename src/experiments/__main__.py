@@ -1,16 +1,16 @@
 """The entry point: `python -m experiments [flags] [overrides]`."""
 
 import atexit
+import contextlib
 import gc
 import os
 import re
 import signal
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 # Objects made at start-up stay alive, and collecting garbage among them takes 25 % of start-up.
 gc.disable()
@@ -20,10 +20,21 @@ import hydra  # noqa: E402
 from hydra._internal.utils import get_args_parser  # noqa: E402
 from hydra.core.global_hydra import GlobalHydra  # noqa: E402
 from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
+from hydra.core.plugins import Plugins  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
-from experiments.config.compose import CONF, compose, config_directories  # noqa: E402
-from experiments.config.schema import SCHEMA, check_value  # noqa: E402
+from experiments.config import resolvers  # noqa: E402
+from experiments.config.compose import (  # noqa: E402
+    CONF,
+    compose,
+    compose_unresolved,
+    config_directories,
+    validate,
+)
+from experiments.config.grid import expand, with_params  # noqa: E402
+from experiments.config.schema import check_value, rule_for  # noqa: E402
+from experiments.config.search_path import make_conf_importable, set_entries  # noqa: E402
 from experiments.config.slips import CONFIG_ERRORS, explain, list_options  # noqa: E402
 from experiments.errors import (  # noqa: E402
     Diverged,
@@ -47,6 +58,8 @@ Groups, chosen by group=option; a key of an option is set by group.key=value:
 
   resume=RUN_DIR     continue an interrupted run
   --config-dir DIR   add your own options: DIR/model/mine.yaml becomes model=mine
+  --config-name F    start from DIR/F.yaml instead of the built-in config.yaml
+  --resolvers MODULE import a module that registers OmegaConf resolvers of your own
   --cfg job          print the composed config; --resolve resolves its references
   -m, --multirun     run every combination of values given as a,b,c, on all cores
   sweep=NAME         the directory of a sweep, outputs/NAME; the same command continues it
@@ -80,13 +93,18 @@ def main() -> None:
 
 
 def parse_arguments() -> Namespace:
-    """Parse sys.argv with Hydra's parser, `--trust` and `sweep=NAME`."""
-    parser = get_args_parser()
-    parser.error = partial(exit_with_usage_error, "experiments")  # type: ignore[method-assign]
-    parser.add_argument("--trust", action="append", default=[])
+    """Parse sys.argv with Hydra's parser, flags of ours and `sweep=NAME`."""
+    own, parser = ArgumentParser(add_help=False, allow_abbrev=False), get_args_parser()
+    own.error = parser.error = partial(exit_with_usage_error, "experiments")  # type: ignore[method-assign]
+    own.add_argument("--trust", action="append", default=[])
+    own.add_argument("--resolvers", action="append", default=[], metavar="MODULE")
+    # Hydra's main parses sys.argv again and knows no flags of ours
+    flags, sys.argv[1:] = own.parse_known_args(sys.argv[1:])
+    # the default config has `experiment: null`, so Hydra takes experiment=x alone
+    sys.argv = [re.sub(r"^\+experiment=", "experiment=", word) for word in sys.argv]
     # sweep=NAME abbreviates a fixed directory under outputs/, so that a sweep can be continued
     sys.argv = [re.sub(r"^sweep=(?=.)", "hydra.sweep.dir=outputs/", word) for word in sys.argv]
-    return parser.parse_args()
+    return parser.parse_args(namespace=flags)
 
 
 def dispatch(args: Namespace) -> None:
@@ -97,6 +115,7 @@ def dispatch(args: Namespace) -> None:
         )
     if args.config_dir and not Path(args.config_dir).is_dir():
         raise UsageError(f"--config-dir {args.config_dir}: no such directory")
+    resolvers.load_modules(args.resolvers)
     directory = resumed_directory(args)
     if directory is not None:
         from experiments import job
@@ -105,14 +124,39 @@ def dispatch(args: Namespace) -> None:
     elif args.help:
         print(HELP.format(groups=list_groups(args)), end="")
     elif args.cfg or args.info or args.shell_completion or args.hydra_help:
+        if args.resolve:
+            Plugins.instance()  # first, since a plugin may register resolvers of the user's
+            resolvers.register()
         run_hydra_main(args)
-    elif args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
+    elif args.multirun or (composed := compose_single(args)) is None:
         run_sweep(args)
     else:
-        composed, config = compose(args, args.overrides)
+        config = validate(composed)
         from experiments import job  # imports torch, so only after the config is validated
 
         job.run_single(composed, config)
+
+
+def compose_single(args: Namespace) -> DictConfig | None:
+    """The composed config of a single run; None if `hydra.mode` asks for a sweep.
+
+    Raises UsageError if it cannot be composed.
+    """
+    try:
+        composed = compose_unresolved(args, args.overrides)
+    except UsageError:
+        # several values for a key are no mistake where the config asks for a sweep
+        with contextlib.suppress(UsageError, *CONFIG_ERRORS):
+            first_job, other_values = expand(args.overrides)
+            if other_values and asks_for_sweep(compose_unresolved(args, first_job)):
+                return None
+        raise
+    return None if asks_for_sweep(composed) else composed
+
+
+def asks_for_sweep(composed: DictConfig) -> bool:
+    """Whether `hydra.mode` says MULTIRUN, in a file or on the command line."""
+    return bool(composed.hydra.mode == RunMode.MULTIRUN)
 
 
 def resumed_directory(args: Namespace) -> Path | None:
@@ -148,25 +192,17 @@ def check_grid(args: Namespace) -> DictConfig:
     """
     parser = OverridesParser.create()
     try:
-        overrides = parser.parse_overrides(args.overrides)
+        first_job, other_values = expand(args.overrides)
+        composed = compose_unresolved(args, first_job)
+        if params := composed.hydra.sweeper.get("params"):
+            first_job, other_values = expand(with_params(params, args.overrides))
+            composed = compose_unresolved(args, first_job)
     except CONFIG_ERRORS as error:
         raise explain(error, config_directories(args), args.overrides) from error
-    first_job: list[str] = []
-    other_values: list[str] = []
-    for override in overrides:
-        if not override.is_sweep_override():
-            first_job.append(str(override.input_line))
-            continue
-        sweep: Any = override.value()
-        bounds = (sweep.start, sweep.end) if override.is_interval_sweep() else ()
-        values = bounds or override.sweep_string_iterator()
-        first, *others = [f"{override.key_or_group}={value}" for value in values]
-        first_job.append(first)
-        other_values += others
-    composed, _ = compose(args, first_job)
+    config = validate(composed)
     for assignment in other_values:
         key = assignment.partition("=")[0]
-        if key in SCHEMA:
+        if rule_for(key, config) is not None:
             check_value(key, parser.parse_override(assignment).value())
         else:
             unchanged = [other for other in first_job if other.partition("=")[0] != key]
@@ -199,6 +235,8 @@ def run_sweep(args: Namespace) -> None:
     from experiments.sweeps import sweep
     from experiments.sweeps.pool import start_fork_server
 
+    if not args.multirun:  # without it Hydra falls back to one run where it cannot compose
+        sys.argv.insert(1, "--multirun")
     directory = choose_sweep_directory(args, composed)
     GlobalHydra.instance().clear()
     gc.freeze()
@@ -224,6 +262,8 @@ def run_sweep(args: Namespace) -> None:
 
 def run_hydra_main(args: Namespace, task: Callable[[DictConfig], float] = lambda config: 0) -> None:
     """Run Hydra's main, for a sweep of `task` or for flags that print something, as `--cfg`."""
+    set_entries(args.config_dir, args.config_path)
+    make_conf_importable()
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(task)()
     except CONFIG_ERRORS as error:

@@ -14,11 +14,15 @@ from experiments.errors import UsageError
 
 
 def list_options(directories: Iterable[Path]) -> dict[str, list[str]]:
-    """The options of every group in config directories: `{"optimizer": ["adam", ...]}`."""
+    """The options of every group in config directories: `{"optimizer": ["adam", ...]}`; a group
+    inside another one is named like `model/net`. Without Hydra's own groups.
+    """
     options: dict[str, set[str]] = {}
     for directory in directories:
-        for file in directory.glob("*/*.yaml"):
-            options.setdefault(file.parent.name, set()).add(file.stem)
+        for file in (*directory.glob("*/*.yaml"), *directory.glob("*/*/*.yaml")):
+            group = file.relative_to(directory).parent.as_posix()
+            if not group.startswith(("hydra/", ".")) and group != "hydra":
+                options.setdefault(group, set()).add(file.stem)
     return {group: sorted(names) for group, names in sorted(options.items())}
 
 

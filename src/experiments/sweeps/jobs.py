@@ -43,8 +43,11 @@ def place_job(directory: Path, composed: DictConfig, number: int) -> Job:
     The directory is named after the overrides. If it holds a run with another config (a file in
     conf/ was changed), that run is left alone and the name gets a suffix.
     """
-    config = validate(composed)
     name = run_name(composed.hydra.job.override_dirname)
+    with open_dict(composed):  # first, since a config may refer to them
+        composed.hydra.job.num, composed.hydra.job.id = number, str(number)
+        composed.hydra.sweep.dir, composed.hydra.sweep.subdir = str(directory), name
+    config = validate(composed, allow_unused=True)
     text = config_text(config)
     suffix = 1
     while True:
@@ -54,8 +57,7 @@ def place_job(directory: Path, composed: DictConfig, number: int) -> Job:
             break
         suffix += 1
     with open_dict(composed):
-        composed.hydra.job.num, composed.hydra.job.id = number, str(number)
-        composed.hydra.sweep.dir, composed.hydra.sweep.subdir = str(directory), path.name
+        composed.hydra.sweep.subdir = path.name
     job = Job(path.name, path, composed, monitor=config["trainer"]["monitor"])
     if (path / "run.json").exists():
         record = read_record(path)

@@ -191,7 +191,9 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
         if not (job.path / "run.json").exists():
             job.path.mkdir(exist_ok=True)
             overrides = [str(override) for override in job.composed.hydra.overrides.task]
-            record.start(job.path, validate(job.composed), overrides).end("failed", error)
+            record.start(job.path, validate(job.composed, allow_unused=True), overrides).end(
+                "failed", error
+            )
         saved = record.record_end(job.path, "failed", error)
     except UsageError:  # run.json is unreadable, or a child of the dead worker holds the lock
         return "failed", None, error

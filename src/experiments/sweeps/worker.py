@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING
 
 from hydra import version
 from hydra._internal.callbacks import Callbacks
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from experiments import job
+from experiments.config import resolvers
+from experiments.config.secrets import redact
 from experiments.directory.record import read_record
 from experiments.errors import Diverged, UsageError
 from experiments.train import train  # noqa: F401  (takes a second to import)
@@ -52,6 +55,8 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     setup_globals()
     version.setbase("1.3")
     JobRuntime.instance().set("name", "experiments")
+    Plugins.instance()  # plugins and modules of the user's may register resolvers
+    resolvers.load_modules()
     gc.freeze()
     while True:
         try:
@@ -96,13 +101,13 @@ def run_in_directory(
         if isinstance(value, Diverged):
             return "diverged", None, str(value)
         if isinstance(value, UsageError):
-            return "failed", None, str(value)
-        return "failed", None, "".join(traceback.format_exception_only(value)).strip()
+            return "failed", None, redact(str(value))
+        return "failed", None, redact("".join(traceback.format_exception_only(value)).strip())
     except SystemExit:  # the run was stopped by a signal
         return "interrupted", None, None
     except BaseException as error:
-        traceback.print_exc()
-        return "failed", None, "".join(traceback.format_exception_only(error)).strip()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return "failed", None, redact("".join(traceback.format_exception_only(error)).strip())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
