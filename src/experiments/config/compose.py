@@ -107,20 +107,20 @@ def hydra_settings(composed: DictConfig) -> Iterator[None]:
         return
     config = OmegaConf.masked_copy(composed, [str(key) for key in composed])
     instance, before = HydraConfig.instance(), HydraConfig.instance().cfg
-    with read_write(config), open_dict(config):
-        node = config.hydra
+    node = config.hydra
+    with read_write(node), open_dict(node):
         for key, first in (("num", 0), ("id", "0")):
             if OmegaConf.is_missing(node.job, key):
                 node.job[key] = first
-        instance.set_config(config)
-        with read_write(config):
-            if node.mode == RunMode.MULTIRUN:
-                directory = Path(node.sweep.dir) / str(node.sweep.subdir)
-            else:
-                directory = Path(node.run.dir)
-            node.runtime.output_dir = str(directory.absolute())
-        instance.set_config(config)
+    instance.set_config(config)  # the directories may refer to it
+    if node.mode == RunMode.MULTIRUN:
+        directory = Path(node.sweep.dir) / str(node.sweep.subdir)
+    else:
+        directory = Path(node.run.dir)
+    with read_write(node.runtime), open_dict(node.runtime):
+        node.runtime.output_dir = str(directory.absolute())
+    instance.set_config(config)
     try:
         yield
     finally:
-        instance.cfg = before
+        instance.cfg = before  # of a job that is running
