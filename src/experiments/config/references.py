@@ -4,8 +4,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-# a `$` after an odd number of backslashes is escaped: plain text
-REFERENCE = re.compile(r"(?<!\\)(?:\\\\)*\$\{\s*(?P<dots>\.*)\[?(?P<root>[^\s.\[\]{}:,$]+)\]?")
+# without the names of resolvers, which a colon follows; a `$` after an odd number of backslashes is escaped: plain text
+REFERENCE = re.compile(
+    r"(?<!\\)(?:\\\\)*\$\{\s*(?P<dots>\.*)\[?(?P<root>[^\s.\[\]{}:,$]+)(?=\s*[.\[\]}])"
+)
 RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
 # resolvers whose first argument is the name of a key
 KEY_ARGUMENT = re.compile(

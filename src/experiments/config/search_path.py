@@ -5,9 +5,8 @@ sweep, a launcher's process, `--cfg`) finds the same files in the same order.
 """
 
 import sys
-from importlib.machinery import ModuleSpec, NamespaceLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 PACKAGE = Path(__file__).parents[1]
 # A wheel has conf/ inside the package; a clone or an editable install has it at the top level.
@@ -31,9 +30,6 @@ def make_conf_importable() -> None:
     name = "experiments.conf"
     if CONF.parent == PACKAGE or name in sys.modules:
         return
-    loader = NamespaceLoader(name, [str(CONF)], lambda *_: None)
-    spec = ModuleSpec(name, loader, is_package=True)
-    spec.submodule_search_locations = [str(CONF)]
-    module = ModuleType(name)
-    module.__spec__, module.__path__, module.__loader__ = spec, [str(CONF)], loader
-    sys.modules[name] = module
+    spec = spec_from_file_location(name, CONF / "__init__.py")
+    if spec is not None:
+        sys.modules[name] = module_from_spec(spec)

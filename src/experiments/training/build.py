@@ -3,6 +3,7 @@
 import functools
 import os
 import sysconfig
+import traceback
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -59,15 +60,23 @@ def raised_by_user(error: BaseException) -> BaseException | None:
 
 
 def passes_through_user_code(trace: TracebackType | None) -> bool:
-    """Whether a traceback has a frame of a file that is neither Python's, nor of an installed
-    package, nor of this one.
-    """
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith(("<", *_installed())):
-            return True
-        trace = trace.tb_next
-    return False
+    """Whether a traceback has a frame of the user's code."""
+    return any(map(_is_user_code, _files(trace)))
+
+
+def ends_in_user_code(trace: TracebackType | None) -> bool:
+    """Whether the last frame of a traceback, where the error was raised, is of the user's code."""
+    files = _files(trace)
+    return bool(files) and _is_user_code(files[-1])
+
+
+def _files(trace: TracebackType | None) -> list[str]:
+    return [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+
+
+def _is_user_code(file: str) -> bool:
+    """Whether a source file is neither Python's, nor of an installed package, nor of this one."""
+    return not file.startswith(("<", *_installed()))
 
 
 @functools.cache
