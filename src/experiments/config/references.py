@@ -4,9 +4,11 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-# without the names of resolvers, which a colon follows; a `$` after an odd number of backslashes is escaped: plain text
+# A `$` after an odd number of backslashes is escaped: plain text. A name before a colon is a
+# resolver's.
 REFERENCE = re.compile(
-    r"(?<!\\)(?:\\\\)*\$\{\s*(?P<dots>\.*)\[?(?P<root>[^\s.\[\]{}:,$]+)(?=\s*[.\[\]}])"
+    r"(?<!\\)(?:\\\\)*\$\{\s*(?P<dots>\.*)\[?"
+    r"(?![\w.]+\s*:)(?P<root>[^\s.\[\]{}:,$]+)(?=\s*[.\[\]}])"
 )
 RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
 # resolvers whose first argument is the name of a key
