@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from experiments.data import Data, Split
 from experiments.data.loaders import Loader, evaluation_options, gather
 from experiments.errors import UsageError
-from experiments.training.build import build
+from experiments.training.build import build, ends_in_user_code
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, sp
             logits = model.eval()(x)
             loss_func(logits, y)
     except (IndexError, RuntimeError, ValueError) as error:
+        if ends_in_user_code(error.__traceback__):
+            raise
         reason = str(error).partition("\n")[0]
         raise UsageError(
             f"model._target_={config['model']['_target_']}: does not fit data of "
