@@ -20,7 +20,9 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.config import resolvers
 from experiments.config.compose import validate
+from experiments.config.secrets import redact, require
 from experiments.data import Data
 from experiments.directory import record
 from experiments.directory.claim import claim
@@ -107,7 +109,7 @@ def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
     with where_typed():
-        resolved = validate(config)
+        resolved = validate(config, allow_unused=True)  # checked where it was composed
     if not OmegaConf.is_missing(settings.job, "num") and (path / "run.json").exists():
         saved_text, text = (path / "config.yaml").read_bytes(), record.config_text(resolved)
         if record.built_part(saved_text) != record.built_part(text):
@@ -167,6 +169,7 @@ def run_in_sweep(config: DictConfig) -> float:
     Returns the best value of `trainer.monitor`, NaN for a failed run, plus or minus infinity,
     whichever is worse, for a diverged one.
     """
+    resolvers.load_modules()
     try:
         return run(config)
     except Diverged:
@@ -175,7 +178,7 @@ def run_in_sweep(config: DictConfig) -> float:
         print(f"experiments: {error}", file=sys.stderr)
         return math.nan
     except Exception:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return math.nan
 
 
@@ -194,6 +197,7 @@ def resume(path: Path, trust: Sequence[str]) -> None:
         print(already_finished)
         return
     check_objects(config, trust)
+    require(config, "")
     try:
         run_directory = record.reopen(path)
     except record.Completed:  # meanwhile, in another process
@@ -242,10 +246,12 @@ def execute(
             number = interruption.signal_number
         sys.exit(128 + number)
     except (UsageError, Diverged) as error:
-        run_directory.end("diverged" if isinstance(error, Diverged) else "failed", error=str(error))
+        run_directory.end(
+            "diverged" if isinstance(error, Diverged) else "failed", error=redact(str(error))
+        )
         raise
     except BaseException:
-        run_directory.end("failed", error=traceback.format_exc())
+        run_directory.end("failed", error=redact(traceback.format_exc()))
         raise
     run_directory.end("finished")
     return best

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING
 
 from hydra import version
 from hydra._internal.callbacks import Callbacks
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from experiments import job, stdio
+from experiments.config import resolvers
 from experiments.config.compose import validate
+from experiments.config.secrets import redact
 from experiments.directory.record import read_record
 from experiments.errors import Diverged, UsageError
 from experiments.interrupt import STOP_SIGNALS, ignore_stop_signals
@@ -56,6 +59,8 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     setup_globals()
     version.setbase("1.3")
     JobRuntime.instance().set("name", "experiments")
+    Plugins.instance()  # plugins and modules of the user's may register resolvers
+    resolvers.load_modules()
     job.collect_garbage()  # now: what a run's first call finds includes the run itself
     warmed_up = False
     while True:
@@ -76,7 +81,7 @@ def main(parent: Connection, cuda_device: int | None) -> None:
 def fingerprints(composed: DictConfig) -> dict[str, str]:
     """The fingerprints of a job's rows by split; {} if its data cannot be read."""
     try:
-        return job.load_data(validate(composed)).fingerprints
+        return job.load_data(validate(composed, allow_unused=True)).fingerprints
     except BaseException:  # the run itself will fail, and say why
         return {}
 
@@ -116,13 +121,13 @@ def run_in_directory(
         if isinstance(value, Diverged):
             return "diverged", None, str(value)
         if isinstance(value, UsageError):
-            return "failed", None, str(value)
-        return "failed", None, "".join(traceback.format_exception_only(value)).strip()
+            return "failed", None, redact(str(value))
+        return "failed", None, redact("".join(traceback.format_exception_only(value)).strip())
     except SystemExit:  # the run was stopped by a signal
         return "interrupted", None, None
     except BaseException as error:
-        traceback.print_exc()
-        return "failed", None, "".join(traceback.format_exception_only(error)).strip()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return "failed", None, redact("".join(traceback.format_exception_only(error)).strip())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -12,7 +12,7 @@ from experiments.data import Data, reads_samples
 from experiments.data.loaders import Loader, TensorLoader, evaluation_options, select
 from experiments.errors import UsageError
 from experiments.training.accuracy import OF_CLASSES, has_accuracy
-from experiments.training.build import build
+from experiments.training.build import build, ends_in_user_code
 from experiments.training.checks import (
     check_last_batch,
     check_state,
@@ -160,6 +160,8 @@ def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, sp
             check_outputs(config, loss_func, logits, y)
             loss = loss_func.eval()(logits, y)
     except (IndexError, RuntimeError, ValueError) as error:
+        if ends_in_user_code(error.__traceback__):
+            raise
         reason = str(error).partition("\n")[0]
         raise UsageError(
             f"model._target_={config['model']['_target_']}: does not fit data of "
