@@ -164,6 +164,14 @@ def test_a_directory_may_be_named_after_a_variable(
     assert [run["config"]["task_name"] for run in runs(tmp_path / "logs/first")] == ["first"]
 
 
+def test_a_directorys_name_may_call_a_built_in_resolver(
+    cli: Command, tmp_path: Path, small_mnist_dir: Path
+) -> None:
+    completed = cli(f"data.path={small_mnist_dir}", *SHORT, "hydra.run.dir=logs/${lower:FIRST}")
+    assert completed.returncode == 0, completed.stderr
+    assert (tmp_path / "logs/first/run.json").exists()
+
+
 # Places that Hydra knows
 
 

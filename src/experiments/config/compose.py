@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.config import resolvers, secrets
 from experiments.config.names import rename_moved_targets, run_name
 from experiments.config.plain import plain
-from experiments.config.references import references, referred_roots, resolvers_used
+from experiments.config.references import Reference, references, referred_roots, resolvers_used
 from experiments.config.schema import check
 from experiments.config.search_path import CONF as CONF  # re-exported
 from experiments.config.search_path import make_conf_importable, set_entries
@@ -92,8 +92,9 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
     job = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     raw = OmegaConf.to_container(job)
     found = list(references(raw))
+    outside = [] if allow_unused else hydra_references(composed)
     used = resolvers_used(found)
-    resolvers.register(used)
+    resolvers.register(used | resolvers_used(outside))
     try:
         with hydra_settings(composed) if "hydra" in used else contextlib.nullcontext():
             config = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
@@ -103,7 +104,7 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
     if variables := secrets.secret_variables(found):
         config = secrets.hide(config, raw, variables)
     config = {key: plain(node, str(key)) for key, node in config.items()}
-    roots = None if allow_unused else referred_roots(found) | hydra_roots(composed)
+    roots = None if allow_unused else referred_roots([*found, *outside])
     checked = check(rename_moved_targets(config), roots)
     path = checked["data"].get("path")
     if isinstance(path, str) and "://" not in path and not path.startswith("${"):
@@ -112,12 +113,11 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
     return checked
 
 
-def hydra_roots(composed: DictConfig) -> set[str]:
-    """The root keys that a composed config's `hydra` node refers to, in a directory's name, say."""
+def hydra_references(composed: DictConfig) -> list[Reference]:
+    """The interpolations in a composed config's `hydra` node, in a directory's name, say."""
     if "hydra" not in composed:
-        return set()
-    raw = OmegaConf.to_container(composed.hydra)
-    return referred_roots([(("hydra", *path), text) for path, text in references(raw)])
+        return []
+    return list(references(OmegaConf.to_container(composed.hydra), ("hydra",)))
 
 
 @contextlib.contextmanager
