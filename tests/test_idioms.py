@@ -172,6 +172,15 @@ def test_a_directorys_name_may_call_a_built_in_resolver(
     assert (tmp_path / "logs/first/run.json").exists()
 
 
+@pytest.mark.parametrize("flags", [["hydra.run.dir=a/${x}"], ["-m", "hydra.sweep.dir=a/${x}"]])
+def test_a_directorys_name_that_cannot_be_resolved_is_told_in_one_line(
+    flags: list[str], cli: Command, tmp_path: Path
+) -> None:
+    key = flags[-1].partition("=")[0]
+    assert usage_error(cli(*flags)) == f"{key}=${{x}}: there is no key x"
+    assert list(tmp_path.iterdir()) == []
+
+
 # Places that Hydra knows
 
 

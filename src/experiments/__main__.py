@@ -190,6 +190,10 @@ def dispatch(args: Namespace) -> None:
     else:
         enter(composed)
         config = validate(composed)
+        try:
+            _ = composed.hydra.run.dir  # resolved here, so that a mistake in it is explained
+        except CONFIG_ERRORS as error:
+            raise explain(error, config_directories(args), args.overrides) from error
         reject_sweep_flags(args)
         from experiments import job  # imports torch, so only after the config is validated
 
