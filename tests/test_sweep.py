@@ -1,5 +1,6 @@
 """Sweeps over all cores: the real command, its signals, and the directory that it goes on in."""
 
+import io
 import json
 import re
 import signal
@@ -23,6 +24,8 @@ from experiments import job
 from experiments.config.names import run_name
 from experiments.directory.checkpoints import Checkpoints
 from experiments.directory.claim import LOCK_FILE, lock_directory
+from experiments.sweeps.jobs import Job
+from experiments.sweeps.view import LiveTable
 
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
