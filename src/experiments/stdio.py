@@ -83,6 +83,18 @@ class TolerantFile(io.FileIO):
                   "is lost, the files are not", file=sys.stderr)  # fmt: skip
 
 
+def printable(text: str) -> str:
+    """A text from outside, such as someone else's run directory, as one harmless line: control
+    characters, which could steer a terminal, as escape sequences.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
+
+
 def flush_quietly() -> None:
     """Flush both streams; what their readers do not take any more is lost."""
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import math
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +15,22 @@ from experiments.directory import durable
 from experiments.directory.paths import display_path
 from experiments.errors import UsageError
 from experiments.results.drawing import draw
+from experiments.results.fitting import Columns, fit
 from experiments.results.rows import Row, swept_keys, value_of
+from experiments.stdio import printable
 
 MAX_ROWS = 40  # of a table in a terminal; results.csv has all
 METRICS = ("loss/valid", "accuracy/valid")
+# What a narrow terminal does without, in this order.
+LEFT_OUT = (
+    "seconds",
+    "epochs",
+    "last accuracy",
+    "last loss",
+    "best accuracy",
+    "best loss",
+    "state",
+)
 
 
 def cells(rows: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -49,22 +62,35 @@ def metrics_of(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The ranked table as text, numbers rounded; failures are red in a terminal."""
-    head, body = cells(rows[:MAX_ROWS], swept_keys(rows))
+    """The ranked table as text, numbers rounded. In a terminal it fits the width and failures are
+    red.
+    """
+    keys = swept_keys(rows)
+    head, body = cells(rows[:MAX_ROWS], keys)
     first, last = head.index("best loss/valid"), head.index("epochs")
     short = [
         [
-            f"{float(cell):.4f}" if cell and first <= i < last else shorten(cell)
+            f"{float(cell):.4f}" if cell and first <= i < last else printable(shorten(cell))
             for i, cell in enumerate(line)
         ]
         for line in body
     ]
-    titles = [cell.replace("accuracy/valid", "accuracy").replace("/valid", "") for cell in head]
-    widths = [max(len(line[i]) for line in [titles, *short]) for i in range(len(head))]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(titles, widths, strict=True))]
-    for line, row in zip(short, rows, strict=False):
-        text = "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        red = row.state in ("failed", "diverged") and sys.stdout.isatty()
+    columns = Columns(
+        [printable(cell).replace("/valid", "") for cell in head],
+        short,
+        [printable(key) for key in keys or ["run"]],
+    )
+    terminal = sys.stdout.isatty()
+    if terminal:
+        width = shutil.get_terminal_size().columns
+        monitor = f"best {rows[0].monitor}".replace("/valid", "")
+        order = [name for name in LEFT_OUT if name != monitor]
+        columns = fit(columns, width, order, kept=["rank", monitor])
+    title, *body_lines = columns.lines()
+    lines = [title[:width] if terminal else title]
+    for text, row in zip(body_lines, rows, strict=False):
+        red = row.state in ("failed", "diverged") and terminal
+        text = text[:width] if terminal else text
         lines.append(f"\033[31m{text}\033[0m" if red else text)
     if len(rows) > MAX_ROWS:
         lines.append(f"and {len(rows) - MAX_ROWS} more")
@@ -97,6 +123,7 @@ def side_by_side(one: Row, other: Row) -> str:
     differing = [pair for pair in pairs if pair[1] != pair[2]]
     if not differing:
         return "\n".join([*lines, "no difference in config, state or numbers"])
+    differing = [(printable(a), printable(b), printable(c)) for a, b, c in differing]
     widths = [max(len(pair[i]) for pair in differing) for i in range(3)]
     for name, mine, theirs in differing:
         lines.append(f"{name:{widths[0]}}  {mine:>{widths[1]}}  {theirs:>{widths[2]}}")

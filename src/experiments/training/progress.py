@@ -72,7 +72,8 @@ class ProgressBar:
             TimeRemainingColumn(),
         )
         # refreshed manually: a refresh thread would compete with the training loop for the GIL
-        self.bar = progress.Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
+        self.bar = progress.Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False,
+                                     transient=True)  # fmt: skip
         self.task = self.bar.add_task("", total=epochs * batches, epoch=0, epochs=epochs)
         self.accuracy = ""
         self._rows, self._drawn_at = 0, time.perf_counter()
