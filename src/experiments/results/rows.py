@@ -41,7 +41,8 @@ class Row:
 
 
 def collect(directories: Iterable[Path]) -> list[Row]:
-    """Every run in and below the directories, best first.
+    """Every run in and below the directories, best first; runs with different monitored metrics are
+    ranked apart, one metric after the other.
 
     Unreadable runs are skipped with a line on standard error. Raises UsageError for a missing
     directory.
@@ -55,7 +56,7 @@ def collect(directories: Iterable[Path]) -> list[Row]:
                 found[path] = read(path)
             except UsageError as error:
                 print(f"skipped: {error}", file=sys.stderr)
-    return sorted(found.values(), key=lambda row: row.rank)
+    return sorted(found.values(), key=lambda row: (row.monitor, row.rank))
 
 
 def run_directories(directory: Path) -> Iterator[Path]:
@@ -87,9 +88,18 @@ def read(path: Path) -> Row:
 
 
 def swept_keys(rows: Sequence[Row]) -> list[str]:
-    """The overridden keys whose values differ between the rows."""
+    """The overridden keys whose values differ between the rows, and the monitored metric if it
+    differs.
+    """
     keys = {key: None for row in rows for key in row.overrides}
+    if len(monitors(rows)) > 1:
+        keys["trainer.monitor"] = None
     return [key for key in keys if len({value_of(row, key) for row in rows}) > 1]
+
+
+def monitors(rows: Sequence[Row]) -> list[str]:
+    """The monitored metrics of the rows."""
+    return list(dict.fromkeys(row.monitor for row in rows))
 
 
 def value_of(row: Row, key: str) -> str:
