@@ -132,6 +132,40 @@ def test_where_accuracy_is_monitored_the_higher_is_the_better(
     assert [line["seed"] for line in results(tmp_path / "sweep")] == ["1", "2", "0"]
 
 
+def test_runs_with_different_metrics_are_ranked_apart_and_a_line_says_so(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    for number, (monitor, loss, accuracy) in enumerate([
+        ("loss/valid", 0.5, 0.9), ("accuracy/valid", 0.1, 0.6), ("loss/valid", 0.2, 0.3),
+        ("accuracy/valid", 0.7, 0.8),
+    ]):  # fmt: skip
+        overrides = {"seed": number, "trainer.monitor": monitor}
+        path = tmp_path / "sweep" / str(number)
+        make_run(finished_run.path, path, overrides, metrics=reached(loss, accuracy))
+    completed = compare("sweep")
+    assert completed.returncode == 0
+    found = [(line["trainer.monitor"], line["rank"], line["seed"])
+             for line in results(tmp_path / "sweep")]  # fmt: skip
+    assert found == [
+        ("accuracy/valid", "1", "3"), ("accuracy/valid", "2", "1"),
+        ("loss/valid", "1", "2"), ("loss/valid", "2", "0"),
+    ]  # fmt: skip
+    assert "\nranked apart: trainer.monitor is accuracy/valid or loss/valid\n" in completed.stdout
+
+
+def test_the_metric_is_a_column_where_it_comes_from_a_changed_file(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    """No override names it then."""
+    for number, monitor in enumerate(["loss/valid", "accuracy/valid"]):
+        path = tmp_path / "sweep" / str(number)
+        make_run(finished_run.path, path, {"seed": number, "trainer.monitor": monitor})
+        change_record(path, overrides=[f"seed={number}"])
+    assert compare("sweep").returncode == 0
+    metrics = [line["trainer.monitor"] for line in results(tmp_path / "sweep")]
+    assert metrics == ["accuracy/valid", "loss/valid"]
+
+
 def test_results_csv_has_every_bit_and_every_directory(
     finished_run: FinishedRun, tmp_path: Path, compare: Compare
 ) -> None:

@@ -403,6 +403,25 @@ def test_another_launcher_makes_one_level_of_directories_too(joblib_runs: Path) 
     assert states(joblib_runs) == ["finished"] * 2
 
 
+def test_loader_workers_run_under_another_launcher_to_the_same_bits(
+    tmp_path: Path, small_mnist_dir: Path, cli: Command
+) -> None:
+    """Its processes start their own kind of process by default, which is not a DataLoader's."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    for name, launcher, workers in (("j", "joblib", 2), ("b", "basic", 0)):
+        completed = cli(
+            "-m", f"hydra/launcher={launcher}", f"sweep={name}", f"data.path={small_mnist_dir}",
+            "trainer.epochs=1", "model=linear", "loader=torch", f"loader.num_workers={workers}",
+            "seed=0,1",
+        )  # fmt: skip
+        assert completed.returncode == 0, completed.stderr
+    for seed in ("seed=0", "seed=1"):
+        [one] = (tmp_path / "outputs" / "j").glob(f"*{seed}*")
+        [other] = (tmp_path / "outputs" / "b").glob(f"*{seed}*")
+        assert lines(one) == lines(other)
+        assert record(one)["weights"] == record(other)["weights"]
+
+
 @pytest.mark.parametrize("state", ["finished", "pruned"])
 def test_another_launcher_keeps_what_is_complete_too(
     state: str, tmp_path: Path, small_mnist_dir: Path, cli: Command

@@ -4,6 +4,7 @@ Any epoch can thus be resumed at any batch without replaying earlier ones, and b
 the same batches in the same order.
 """
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -188,6 +189,15 @@ def scale_bytes(x: Tensor) -> Tensor:
     return x / 255 if x.dtype == torch.uint8 else x
 
 
+def start_method() -> str | None:
+    """How to start a DataLoader's processes where the default cannot: inside joblib's processes it
+    is joblib's own method, which takes only joblib's own kind of process. None is the default.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    current = multiprocessing.get_start_method(allow_none=True)
+    return None if current is None or current in methods else methods[0]
+
+
 class TorchLoader:
     """The same batches through `torch.utils.data.DataLoader`, sample by sample.
 
@@ -232,6 +242,7 @@ class TorchLoader:
             batch_sampler=(index.tolist() for index in indices),
             num_workers=self.num_workers,
             worker_init_fn=start_loader_worker,
+            multiprocessing_context=start_method() if self.num_workers else None,
             # by default it draws from the global generator, which would change dropout
             generator=torch.Generator().manual_seed(derive(self.rows.seed, "workers", epoch)),
             pin_memory=self.device != "cpu",

@@ -56,7 +56,8 @@ class Row:
 
 
 def collect(directories: Iterable[Path]) -> list[Row]:
-    """Every run in and below the directories, best first.
+    """Every run in and below the directories, best first; runs with different monitored metrics are
+    ranked apart, one metric after the other.
 
     Unreadable runs are skipped with a line on standard error. Raises UsageError for a missing
     directory.
@@ -70,7 +71,7 @@ def collect(directories: Iterable[Path]) -> list[Row]:
                 found[path] = read(path)
             except UsageError as error:
                 print(f"skipped: {printable(str(error))}", file=sys.stderr)
-    return sorted(mark_superseded(found.values()), key=lambda row: row.rank)
+    return sorted(mark_superseded(found.values()), key=lambda row: (row.monitor, row.rank))
 
 
 def mark_superseded(rows: Iterable[Row]) -> list[Row]:
@@ -147,9 +148,18 @@ def seconds_since_record(path: Path, now: float | None) -> float:
 
 
 def swept_keys(rows: Sequence[Row]) -> list[str]:
-    """The overridden keys whose values differ between the rows."""
+    """The overridden keys whose values differ between the rows, and the monitored metric if it
+    differs.
+    """
     keys = {key: None for row in rows for key in row.overrides}
+    if len(monitors(rows)) > 1:
+        keys["trainer.monitor"] = None
     return [key for key in keys if len({value_of(row, key) for row in rows}) > 1]
+
+
+def monitors(rows: Sequence[Row]) -> list[str]:
+    """The monitored metrics of the rows."""
+    return list(dict.fromkeys(row.monitor for row in rows))
 
 
 def value_of(row: Row, key: str) -> str:

@@ -16,7 +16,7 @@ from experiments.directory.paths import display_path
 from experiments.errors import UsageError
 from experiments.results.drawing import draw
 from experiments.results.fitting import Columns, fit
-from experiments.results.rows import Row, swept_keys, value_of
+from experiments.results.rows import Row, monitors, swept_keys, value_of
 from experiments.stdio import printable
 
 MAX_ROWS = 40  # of a table in a terminal; results.csv has all
@@ -34,12 +34,16 @@ LEFT_OUT = (
 
 
 def cells(rows: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Header and body of the table, in full precision, with a column for each of the keys."""
+    """Header and body of the table, in full precision, with a column for each of the keys. Ranks
+    count within the runs of the same monitored metric.
+    """
     shown = metrics_of(rows)
     head = ["rank", *(keys or ["run"]), "state"]
     head += [f"{which} {metric}" for which in ("best", "last") for metric in shown]
     body = []
-    for rank, row in enumerate(rows, 1):
+    ranks: dict[str, int] = {}  # by metric
+    for row in rows:
+        ranks[row.monitor] = rank = ranks.get(row.monitor, 0) + 1
         values = [value_of(row, key) for key in keys] or [display_path(row.path)]
         numbers = [
             repr(metrics[metric]) if metric in metrics else ""
@@ -94,6 +98,8 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(f"\033[31m{text}\033[0m" if red else text)
     if len(rows) > MAX_ROWS:
         lines.append(f"and {len(rows) - MAX_ROWS} more")
+    if len(metrics := monitors(rows)) > 1:
+        lines.append(f"ranked apart: trainer.monitor is {' or '.join(metrics)}")
     return "\n".join(lines)
 
 

@@ -118,7 +118,10 @@ class LiveTable:
         table.add_section()
         ranked = sorted(
             (job for job in ended if job.value is not None),
-            key=lambda job: (job.value or 0.0) * (1 if job.monitor.startswith("loss") else -1),
+            key=lambda job: (
+                job.monitor,
+                (job.value or 0.0) * (1 if job.monitor.startswith("loss") else -1),
+            ),
         )
         for rank, job in enumerate(ranked[:RANKED], 1):
             table.add_row(str(rank), Text(job.name), f"{job.monitor} {job.value:.4f}", "", "")

@@ -6,6 +6,7 @@ The fork server preloads this module, so that a worker starts with all of it in 
 import atexit
 import gc
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -56,6 +57,10 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     threading.Thread(target=exit_with_parent, daemon=True).start()
     if cuda_device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(cuda_device)
+    # for a DataLoader's workers: by default they would have a fork server of this worker's, which,
+    # if the worker is killed, they keep alive and which keeps them alive
+    multiprocessing.set_start_method("fork", force=True)
+    os.register_at_fork(after_in_child=parent.close)  # or the parent would not see this one's death
     setup_globals()
     version.setbase("1.3")
     JobRuntime.instance().set("name", "experiments")
