@@ -23,7 +23,7 @@ FLOORS = [
     ("data", ("data",)),
     ("directory", ("directory",)),
     ("config", ("config",)),
-    ("errors", ("interrupt", "stdio", "errors")),
+    ("errors", ("interrupt", "errors")),
 ]
 
 ROW, WIDTH, LEFT, BOX = 46, 900, 210, 560  # pixels

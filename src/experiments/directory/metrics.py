@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
-from experiments.directory.plain_json import nan_for_null
-
 METRICS = "metrics.jsonl"
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, in the order in which they were logged; NaN for null.
+    """The lines of metrics.jsonl, in the order in which they were logged.
 
     A last line without a newline, as a killed process may leave it, is skipped.
     """
@@ -17,7 +15,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         lines = (path / METRICS).read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
         return []
-    return [nan_for_null(json.loads(line)) for line in lines if line.endswith(b"\n")]
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 def rows_by_step(lines: list[dict[str, float]]) -> list[dict[str, float]]:

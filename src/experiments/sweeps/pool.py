@@ -1,6 +1,5 @@
 """The pool of worker processes of a sweep. Imports no torch."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -11,18 +10,17 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.compose import validate
 from experiments.config.cuda import cuda_devices
 from experiments.directory import record
 from experiments.errors import UsageError
-from experiments.interrupt import STOP_SIGNALS, Interrupt
+from experiments.interrupt import Interrupt
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.view import View
 
 POLL_SECONDS = 0.2
-FORK_SERVER_DIED = 255  # the exit code that multiprocessing then reports of every worker
 FORKING = multiprocessing.get_context("forkserver")
 
 
@@ -63,11 +61,9 @@ class Pool:
     retry_queue: list[Job] = field(default_factory=list)  # jobs to run again
     stopping: bool = False
     data_read: dict[str, dict[str, str]] = field(default_factory=dict)  # by the data's config
-    interrupt: Interrupt | None = None
 
     def run(self, waiting: Iterator[Job], view: View, interrupt: Interrupt) -> None:
         """Keep all workers busy until every job has ended or a signal has stopped them all."""
-        self.interrupt = interrupt
         next_job = next(waiting, None)
         while next_job is not None or any(worker.job for worker in self.workers):
             if interrupt.number is not None and not self.stopping:
@@ -118,7 +114,7 @@ class Pool:
 
         The worker keeps the data for its next job.
         """
-        key = json.dumps(validate(composed, allow_unused=True)["data"])
+        key = OmegaConf.to_yaml(composed.data, resolve=True)
         if key not in self.data_read:
             idle = [worker for worker in self.workers if worker.job is None]
             worker = idle[0] if idle else self.add_worker(composed)
@@ -157,10 +153,7 @@ class Pool:
         job.seconds = time.monotonic() - job.started
         if job.state == "interrupted" and job.pruned:
             job.state = "pruned"
-            try:
-                record.record_end(job.path, "pruned")
-            except UsageError as problem:  # the next command resumes it
-                job.error = str(problem)
+            record.record_end(job.path, "pruned")
         elif job.state == "interrupted" and not self.stopping:
             # the signal was meant for the worker's previous run
             job.state = "waiting"
@@ -173,12 +166,8 @@ class Pool:
         worker.process.join()
         self.workers.remove(worker)
         code = worker.process.exitcode
-        # before the run had installed its signal handlers
-        if code == -signal.SIGTERM and worker.stop_requested:
-            return ("end", "interrupted", None, None)
-        # a signal to the whole process group reaches workers and fork server, too
-        stopped = self.interrupt is not None and self.interrupt.number is not None
-        if stopped and code in (FORK_SERVER_DIED, *(-number for number in STOP_SIGNALS)):
+        if code == -signal.SIGTERM and (self.stopping or worker.stop_requested):
+            # before the run had installed its signal handlers
             return ("end", "interrupted", None, None)
         return ("end", *record_death(job, exit_reason(code)))
 
@@ -186,11 +175,6 @@ class Pool:
         """Send SIGTERM to all workers."""
         for worker in self.workers:
             worker.process.terminate()
-
-    def kill(self) -> None:
-        """Kill all workers; their runs can be resumed."""
-        for worker in self.workers:
-            worker.process.kill()
 
     def close(self) -> None:
         """Close the pipes; each worker exits when its run has ended."""
@@ -225,11 +209,9 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
     """
     try:
         if not (job.path / "run.json").exists():
-            job.path.mkdir(parents=True, exist_ok=True)
+            job.path.mkdir(exist_ok=True)
             overrides = [str(override) for override in job.composed.hydra.overrides.task]
-            record.start(job.path, validate(job.composed, allow_unused=True), overrides).end(
-                "failed", error
-            )
+            record.start(job.path, validate(job.composed), overrides).end("failed", error)
         saved = record.record_end(job.path, "failed", error)
     except UsageError:  # run.json is unreadable, or a child of the dead worker holds the lock
         return "failed", None, error

@@ -7,6 +7,7 @@ continue from their checkpoints. Imports no torch.
 
 import atexit
 import contextlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -99,8 +100,7 @@ class Sweep:
         Raises Interrupted after a signal, once every running job has written a checkpoint.
         """
         # needed for the plot at the end; imported here, where the parent is idle anyway
-        with contextlib.suppress(Exception):  # told at the end
-            from experiments.results import pictures  # noqa: F401
+        from experiments.results import pictures  # noqa: F401
 
         self.directory.mkdir(parents=True, exist_ok=True)
         placed: list[Job] = []
@@ -116,9 +116,6 @@ class Sweep:
         try:
             with Interrupt() as interrupt:
                 self.pool.run(jobs(placed), view, interrupt)
-        except KeyboardInterrupt:  # the second Ctrl-C
-            self.pool.kill()
-            raise
         except BaseException:
             self.pool.terminate()
             raise
@@ -143,7 +140,7 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        lock.close()
+        os.close(lock)
 
 
 def report_results(directory: Path) -> bool:
@@ -159,9 +156,5 @@ def report_results(directory: Path) -> bool:
     print(f"look     tensorboard --logdir {shlex.quote(display_path(directory))}")
     failed = [row for row in rows if row.state == "failed"]
     if failed:
-        name = shlex.quote(f"hydra.sweep.dir={display_path(directory)}")
-        print(
-            f"failed   {len(failed)}: see error.txt in each; the same command with {name} retries "
-            "them"
-        )
+        print(f"failed   {len(failed)}: see error.txt in each; the same command retries them")
     return bool(failed or failures)

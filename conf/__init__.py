@@ -1,1 +1,0 @@
-"""Hydra finds this folder as pkg://experiments.conf, in a wheel and in a clone."""
