@@ -149,10 +149,11 @@ def test_a_lock_that_fails_for_another_reason_is_told(
 def test_a_process_that_the_holder_forks_does_not_hold_it_after_the_holder(tmp_path: Path) -> None:
     """As DataLoader's workers, which outlive a killed process by seconds."""
     context = multiprocessing.get_context("fork")
-    ended = context.Event()
+    started, ended = context.Event(), context.Event()
     lock = lock_directory(tmp_path)
-    child = context.Process(target=ended.wait)
+    child = context.Process(target=lambda: (started.set(), ended.wait()))
     child.start()
+    started.wait()
     lock.close()
     assert not is_locked(tmp_path)
     ended.set()
