@@ -151,7 +151,12 @@ def test_a_process_that_the_holder_forks_does_not_hold_it_after_the_holder(tmp_p
     context = multiprocessing.get_context("fork")
     started, ended = context.Event(), context.Event()
     lock = lock_directory(tmp_path)
-    child = context.Process(target=lambda: (started.set(), ended.wait()))
+
+    def live() -> None:
+        started.set()
+        ended.wait()
+
+    child = context.Process(target=live)
     child.start()
     started.wait()
     lock.close()
