@@ -1,4 +1,4 @@
-"""The floors of the package, top first, and who imports whom, read from the sources.
+"""The layers of the package, top first, and who imports whom, read from the sources.
 
 `python docs/floors.py` draws docs/floors.svg; tests/test_architecture.py checks the rules.
 """

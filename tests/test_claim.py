@@ -4,6 +4,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -148,15 +149,29 @@ def test_a_lock_that_fails_for_another_reason_is_told(
 
 def test_a_process_that_the_holder_forks_does_not_hold_it_after_the_holder(tmp_path: Path) -> None:
     """As DataLoader's workers, which outlive a killed process by seconds."""
-    context = multiprocessing.get_context("fork")
-    ended = context.Event()
-    lock = lock_directory(tmp_path)
-    child = context.Process(target=ended.wait)
-    child.start()
-    lock.close()
+    (forked, tell), (wait, go) = os.pipe(), os.pipe()
+    holder = os.fork()
+    if not holder:
+        os.close(go)
+        lock_directory(tmp_path)
+        if not os.fork():
+            os.write(tell, b"x")
+            os.read(wait, 1)
+            os._exit(0)
+        signal.pause()
+    os.read(forked, 1)
+    assert is_locked(tmp_path)
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
     assert not is_locked(tmp_path)
-    ended.set()
+    os.close(go)  # ends the forked process
+
+
+def test_a_forked_process_releases_no_lock_of_its_parent(tmp_path: Path, held: Lock) -> None:
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
     child.join()
+    assert is_locked(tmp_path)
 
 
 def test_a_program_that_the_holder_starts_does_not_inherit_it(tmp_path: Path, held: Lock) -> None:

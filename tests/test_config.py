@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.__main__ import sweep_directory
 from experiments.config.compose import CONF
 from experiments.config.cuda import cuda_devices
-from experiments.config.names import flatten, suggest
+from experiments.config.names import flatten, quote_value, suggest
 from experiments.config.rules import choice, list_of, number, or_null
 from experiments.config.schema import GROUPS, SCHEMA, check_value
 from experiments.config.slips import CONFIG_ERRORS, explain, list_options
@@ -305,3 +307,46 @@ def test_groups_lists_options_of_several_directories_together(tmp_path: Path) ->
     options = list_options([CONF, tmp_path])
     assert {"mine", "mlp"} <= set(options["model"])
     assert options["optimizer"] == list_options([CONF])["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [
+        ("sweep=été", "sweep='été'"),
+        ("data.path=/a b/ü (1)", "data.path='/a b/ü (1)'"),
+        ("data.path=it's", r"data.path='it\'s'"),
+        ("hydra.run.dir=out/ü-${now:%Y}", "hydra.run.dir='out/ü-${now:%Y}'"),
+        ("model=größe,klein", "model='größe',klein"),
+    ],
+)
+def test_a_value_that_hydra_takes_only_in_quotes_gets_them(word: str, quoted: str) -> None:
+    assert quote_value(word) == quoted
+    OverridesParser.create().parse_override(quoted)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("seed=0", "data.path=/a b/c", "optimizer.lr=choice(0.1,0.2)", "data.path='ü'"),
+        *("hydra.run.dir=out/${now:%Y}", "data.path=choice(a,b)", "model.hidden=[1", "~seed"),
+        *("optimizer.lr=0.1,0.2", "+x={a: ü}", r"+x='it\'s'", "data.path="),
+    ],
+)
+def test_a_value_that_hydra_reads_by_itself_or_not_at_all_is_left_as_it_is(word: str) -> None:
+    assert quote_value(word) == word
+
+
+@pytest.mark.parametrize(
+    ("word", "override"),
+    [
+        ("sweep=first", "hydra.sweep.dir=outputs/first"),
+        ("sweep=a/b", "hydra.sweep.dir=outputs/a/b"),
+        ("sweep=outputs/first/", "hydra.sweep.dir=outputs/first"),
+        ("sweep=/abs/first", "hydra.sweep.dir=/abs/first"),
+        ("seed=0", "seed=0"),
+    ],
+)
+def test_a_sweeps_name_is_a_directory_below_outputs_or_a_path_to_one(
+    word: str, override: str
+) -> None:
+    assert sweep_directory(word) == override

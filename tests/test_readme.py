@@ -63,7 +63,7 @@ def test_every_key_in_the_tables_is_in_the_schema() -> None:
 
 
 def test_the_source_tree_names_what_is_there() -> None:
-    tree = README.partition("## Source tree")[2].partition("Each line imports")[0]
+    tree = README.partition("## Source tree")[2].partition("A line imports")[0]
     package = ROOT / "src" / "experiments"
     named: dict[Path, set[str]] = {ROOT: set(), package: set()}
     for line in filter(str.strip, tree.splitlines()):

@@ -447,7 +447,7 @@ def test_a_run_whose_output_nobody_reads_any_more_can_be_resumed(
         (tmp_path / "released").touch()
         code, _, error = process.end()
     assert code == 128 + signal.SIGPIPE
-    assert error == "interrupted; resume with: python -m experiments resume=run\n"
+    assert error == "interrupted; resume with: python -m experiments resume=run --trust paced\n"
     assert record(tmp_path / "run")["state"] == "interrupted"
     assert call(entrypoint.main, f"resume={tmp_path / 'run'}", "--trust", "paced") == 0
     assert_same_run(tmp_path / "run", unbroken)
@@ -465,7 +465,9 @@ def test_a_signal_stops_at_a_checkpoint_and_says_how_to_go_on(
         found, _, error = process.end()
     run = tmp_path / "my run"
     assert found == code
-    assert error == "interrupted; resume with: python -m experiments resume='my run'\n"
+    assert (
+        error == "interrupted; resume with: python -m experiments resume='my run' --trust paced\n"
+    )
     assert record(run)["state"] == "interrupted"
     entry = Checkpoints(run / "checkpoints").entries()[-1]
     content = Checkpoints(run / "checkpoints").load()

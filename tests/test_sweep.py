@@ -285,6 +285,23 @@ def test_runs_that_fail_leave_neither_models_nor_open_files_in_their_worker(
     assert len({files for _, files in left[3:]}) == 1
 
 
+def test_the_loader_processes_of_a_worker_that_is_killed_leave_too(
+    tmp_path: Path, small_mnist_dir: Path
+) -> None:
+    own_parts(tmp_path)
+    (tmp_path / "fragile").touch()
+    with UnderWay(
+        tmp_path, "-m", "--config-dir", "own", "sweep=s", f"data.path={small_mnist_dir}",
+        "model=killed", "loader=torch", "loader.num_workers=1", "seed=0,1",
+        "hydra.launcher.workers=1",
+    ) as sweep:  # fmt: skip
+        code, out, _ = sweep.end()
+        assert sweep.outlived() == []
+    assert code == 1
+    assert len(re.findall(r"failed .*SIGKILL", out)) == 2
+    assert states(tmp_path / "outputs" / "s") == ["failed", "failed"]
+
+
 # Workers, and a config that changes
 
 

@@ -5,13 +5,13 @@ image for TensorBoard, to the run directory.
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from experiments.directory import durable
 from experiments.directory.paths import display_path
+from experiments.directory.plain_json import dumps
 from experiments.directory.record import read_record
 from experiments.errors import UsageError, exit_with_usage_error
 from experiments.results.confusion import class_metrics, confusion_picture
@@ -49,7 +49,7 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
 
     saved = load_run(path, "best" if checkpoint == "best" else "last", trust)
 
-    from experiments.data.loaders import evaluation_options
+    from experiments.data.loaders import TensorLoader, evaluation_options
     from experiments.directory.tracking import log_image
     from experiments.job import load_data
     from experiments.training.build import build
@@ -58,7 +58,11 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
     rows = getattr(load_data(saved.config), split)
     options = evaluation_options(rows, saved.config["loader"]["batch_size"])
     loader = cast("Loader", build(saved.config, "loader", rows, **options))
-    loss, accuracy = evaluate(saved.model, build(saved.config, "loss"), loader)
+    if isinstance(loader, TensorLoader):
+        loader.copies = True  # the model may write to its input
+    loss_func = build(saved.config, "loss")
+    loss_func.load_state_dict(saved.loss_state or loss_func.state_dict())
+    loss, accuracy = evaluate(saved.model, loss_func, loader)
     matrix = confusion_matrix(saved.model, loader)
     report = {
         "checkpoint": checkpoint,
@@ -74,7 +78,7 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
     picture_file = data_file.with_suffix(".png")
     picture = confusion_picture(report)
     unchanged = picture_file.exists() and picture_file.read_bytes() == picture
-    durable.write(data_file, json.dumps(report, indent=2).encode() + b"\n")
+    durable.write(data_file, dumps(report, indent=2).encode() + b"\n")
     durable.write(picture_file, picture)
     # TensorBoard follows the newest events file: a new one would hide a live run's later events
     if not unchanged and read_record(path)["state"] == "finished":
@@ -89,6 +93,8 @@ def confusion_matrix(model: "nn.Module", loader: "Loader") -> list[list[int]]:
     with torch.no_grad():
         predicted = torch.cat([model(xb).argmax(1) for xb, _ in loader.batches()])
     targets = torch.cat([yb for _, yb in loader.batches()])
+    # targets below 0 are of no class, and ignored by the loss
+    predicted, targets = predicted[targets >= 0], targets[targets >= 0]
     classes = int(max(predicted.max(), targets.max())) + 1
     pairs = torch.bincount(targets * classes + predicted, minlength=classes**2)
     return cast(list[list[int]], pairs.view(classes, classes).tolist())

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -24,7 +24,9 @@ from experiments.config.compose import validate
 from experiments.data import Data
 from experiments.directory import record
 from experiments.directory.claim import claim
+from experiments.directory.identity import differences, identify, keep_changed
 from experiments.directory.paths import display_path
+from experiments.directory.trust import resume_command
 from experiments.errors import Diverged, Interrupted, UsageError
 from experiments.interrupt import Interrupt
 from experiments.training.build import build
@@ -45,6 +47,11 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
     """
     chosen_by_user = any(o.startswith("hydra.run.dir=") for o in composed.hydra.overrides.hydra)
     requested = Path(composed.hydra.run.dir)
+    if chosen_by_user and any(requested.glob("*/run.json")):
+        raise UsageError(
+            f"hydra.run.dir={requested}: holds the runs of a sweep, which this one would hide; "
+            "choose another directory"
+        )
     missing = [folder for folder in requested.parents if not folder.exists()]
     directory = claim(requested, exact=chosen_by_user)
     try:
@@ -67,13 +74,27 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
 
 
 def load_data(config: dict[str, Any]) -> Data:
-    """The data set of a config; the last one is cached for the next run in this process."""
-    return _load_data(json.dumps(config["data"]))
+    """The data set of a config; the last one is cached for the next run in this process, unless
+    something has written to its rows.
+
+    Raises UsageError if it is no data set that a run can use.
+    """
+    node = json.dumps(config["data"])
+    data, versions = _load_data(node)
+    if data.versions() != versions:
+        _load_data.cache_clear()
+        data, versions = _load_data(node)
+    return data
 
 
 @functools.lru_cache(maxsize=1)
-def _load_data(node: str) -> Data:
-    return cast(Data, build({"data": json.loads(node)}, "data"))
+def _load_data(node: str) -> tuple[Data, list[int]]:
+    config = json.loads(node)
+    data = build({"data": config}, "data")
+    from experiments.data.checks import check_data  # imports torch, which the data has done
+
+    check_data(data, config["_target_"])
+    return data, data.versions()
 
 
 def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
@@ -85,22 +106,50 @@ def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
     """
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
-    resolved = validate(config)
+    with where_typed():
+        resolved = validate(config)
     if not OmegaConf.is_missing(settings.job, "num") and (path / "run.json").exists():
-        if not record.same_config(path / "config.yaml", record.config_text(resolved)):
+        saved_text, text = (path / "config.yaml").read_bytes(), record.config_text(resolved)
+        if record.built_part(saved_text) != record.built_part(text):
             raise UsageError(
                 f"{path}: holds a run with another config; use another hydra.sweep.dir"
             )
+        reject_changes(path, resolved)
         try:
             run_directory = record.reopen(path, keep=record.COMPLETED)
         except record.Completed as completed:
             return earlier_result(completed.record, resolved["trainer"]["monitor"])
     else:
         overrides = [str(override) for override in settings.overrides.task]
-        run_directory = record.start(path, resolved, overrides)
+        with where_typed():
+            run_directory = record.start(path, resolved, overrides)
     best = execute(run_directory, resolved, progress=progress)
     print(summary(run_directory))
     return best
+
+
+def where_typed() -> contextlib.AbstractContextManager[None]:
+    """A context in the directory in which the command was typed: with `hydra.job.chdir=true` a job
+    is in its own, where a relative path would mean something else.
+    """
+    if HydraConfig.initialized() and HydraConfig.get().job.chdir:
+        return contextlib.chdir(HydraConfig.get().runtime.cwd)
+    return contextlib.nullcontext()
+
+
+def reject_changes(path: Path, config: dict[str, Any]) -> None:
+    """Raise UsageError if code, data or versions have changed since a run, except for a run that
+    starts anew or with --keep-changed.
+    """
+    saved = record.read_record(path)
+    anew = saved["state"] not in record.COMPLETED and not record.has_checkpoint(path)
+    if anew or keep_changed():
+        return
+    changes = differences(saved, {**identify(config), "data": load_data(config).fingerprints})
+    if changes:
+        raise UsageError(
+            f"{path}: {', '.join(changes)} since this run; use another sweep= or --keep-changed"
+        )
 
 
 def earlier_result(saved: dict[str, Any], monitor: str) -> float:
@@ -122,6 +171,9 @@ def run_in_sweep(config: DictConfig) -> float:
         return run(config)
     except Diverged:
         return math.inf if config.trainer.monitor.startswith("loss") else -math.inf
+    except UsageError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return math.nan
     except Exception:
         traceback.print_exc()
         return math.nan
@@ -181,8 +233,9 @@ def execute(
             )
     except (Interrupted, KeyboardInterrupt) as interruption:
         run_directory.end("interrupted")
-        path = shlex.quote(display_path(run_directory.path))
-        print(f"interrupted; resume with: python -m experiments resume={path}", file=sys.stderr)
+        with where_typed():
+            command = resume_command(run_directory.path, config)
+        print(f"interrupted; resume with: {command}", file=sys.stderr)
         number: int = signal.SIGINT
         if isinstance(interruption, Interrupted):
             number = interruption.signal_number
@@ -214,7 +267,8 @@ def collect_garbage() -> None:
 def summary(run_directory: record.Run) -> str:
     """The last lines of a run's output: its results, its directory and how to view it."""
     best, test = run_directory.record["metrics"]["best"], run_directory.record["metrics"]["test"]
-    path = shlex.quote(display_path(run_directory.path))
+    with where_typed():
+        path = shlex.quote(display_path(run_directory.path))
     return (
         f"best  loss/valid {best['loss/valid']:.4f}, accuracy/valid {best['accuracy/valid']:.4f} "
         f"(epoch {best['epoch']})\n"

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from experiments import job
 from experiments.directory.claim import claim
+from experiments.directory.identity import code_changes
 from experiments.directory.metrics import read_metrics
 from experiments.directory.paths import display_path
 from experiments.directory.record import read_record, start
@@ -197,6 +198,7 @@ def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list
     messages = []
     if sha256((original / "config.yaml").read_bytes()).hexdigest() != before["config_sha256"]:
         messages.append("config.yaml was changed since the run began")
+    messages += code_changes(before, after["code"])
     was, now = environment_of(before), environment_of(after)
     messages += [
         f"{name}: {was.get(name)} before, {now[name]} now"
@@ -219,6 +221,7 @@ def environment_of(record: dict[str, Any]) -> dict[str, Any]:
         "seed": record["seed"],
         "python": record["python"],
         "platform": record["platform"],
+        **record.get("versions", {}),
         **record["packages"],
         **record.get("environment", {}),
         "git commit": record["git"]["commit"],

@@ -3,7 +3,6 @@
 Every run goes through `train`: from the command line, resumed, or in a sweep's worker.
 """
 
-import platform
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -11,9 +10,11 @@ from typing import Any
 
 from experiments.config.names import overridden
 from experiments.data import Data
+from experiments.data.scan import Scan
 from experiments.directory.checkpoints import Checkpoints, restoring
 from experiments.directory.environment import packages
 from experiments.directory.fingerprint import fingerprint
+from experiments.directory.identity import differences, identify
 from experiments.directory.record import Run, config_text
 from experiments.directory.tracking import Tracker
 from experiments.errors import Diverged, UsageError
@@ -32,6 +33,7 @@ from experiments.training.fit import (
     evaluate,
     fit,
 )
+from experiments.training.means import step_weights
 from experiments.training.parts import Parts, build_parts
 from experiments.training.progress import Progress, make_progress
 from experiments.training.train_log import State
@@ -59,7 +61,7 @@ def train(
     checkpoints = Checkpoints(run.path / "checkpoints", **config["checkpoint"])
     saved = checkpoints.load()
     state = State() if saved is None else restore(parts, saved, run)
-    steps, compiled = make_steps(parts, trainer)
+    steps, compiled = make_steps(parts, trainer, data.scans["train"], stop_signal)
     record_environment(run, parts, data, torch_environment(device, trainer) | compiled)
     tracker = start_tracking(run, config) if saved is None else continue_tracking(run, saved)
     reporter = progress(trainer["epochs"], len(parts.train_loader))
@@ -78,17 +80,28 @@ def train(
     with closing(tracker):
         try:
             fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
-        except Diverged:
+        except Diverged as error:
             tracker.hparams_end(success=False)
-            raise
+            raise explained(error, data) from None
         finally:
             reporter.close()
             run.update(metrics={"best": state.best, "last": state.last})
         if epochs is None:
-            test(parts, state, run, tracker)
+            evaluate_test_split(parts, state, run, tracker, stop_signal)
     weights = fingerprint(parts.model.state_dict())
     run.update(weights={**run.record["weights"], "final": weights})
     return state.best[trainer["monitor"]]
+
+
+def explained(error: Diverged, data: Data) -> Diverged:
+    """The error, with the rows that are not finite, which the model seemed to cope with, as its
+    cause instead of the learning rate.
+    """
+    for name in ("train", "valid"):
+        for part, row in data.scans[name].not_finite.items():
+            reason = str(error).partition(";")[0]
+            return Diverged(f"{reason}; row {row} of {name} {part} is NaN or infinite: fill it")
+    return error
 
 
 def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
@@ -99,7 +112,10 @@ def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
         parts.model.load_state_dict(saved["model"])
         parts.opt.load_state_dict(saved["optimizer"])
         parts.scheduler.load_state_dict(saved["scheduler"])
-        return State(**saved["state"])
+        parts.loss_func.load_state_dict(saved.get("loss", parts.loss_func.state_dict()))
+        # an earlier version counted every batch by its rows, and kept no state of the loss
+        weights = {"weight": saved["state"]["rows"], "epoch_weight": saved["state"]["epoch_rows"]}
+        return State(**(weights | saved["state"]))
 
 
 def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str, Any]:
@@ -109,17 +125,25 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
         "positions": tracker.sync(),
         "parameters": parts.parameter_names,
         "model": parts.model.state_dict(),
+        "loss": parts.loss_func.state_dict(),
         "optimizer": parts.opt.state_dict(),
         "scheduler": parts.scheduler.state_dict(),
         "random": global_state(),
     }
 
 
-def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, str]]:
-    """The eager or compiled steps, and the key of the compiled package if there is one."""
+def make_steps(
+    parts: Parts, trainer: dict[str, Any], train: Scan, stop_signal: Callable[[], int | None]
+) -> tuple[Steps, dict[str, str]]:
+    """The eager or compiled steps, and the key of the compiled package if there is one.
+
+    train: what was found in the training split, which may hold targets that do not count. Raises
+    Interrupted if a signal arrives while they are compiled.
+    """
+    weigh = step_weights(parts.loss_func, train)
     if not trainer["compile"]:
         return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.scheduler,
-                          parts.train_loader, trainer["accumulate"]), {}  # fmt: skip
+                          parts.train_loader, trainer["accumulate"], weigh), {}  # fmt: skip
     from experiments.compiled.steps import CompiledSteps  # takes a second to import
 
     compiled = CompiledSteps(
@@ -130,6 +154,8 @@ def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, 
         parts.train_loader,
         accumulated=trainer["accumulate"],
         clip_norm=trainer["clip_norm"],
+        stop_signal=stop_signal,
+        weigh=weigh,
     )
     return compiled, {"compiled": compiled.key}
 
@@ -147,9 +173,17 @@ def continue_tracking(run: Run, saved: dict[str, Any]) -> Tracker:
     return Tracker(run.path, saved["state"]["step"], saved["positions"])
 
 
-def test(parts: Parts, state: State, run: Run, tracker: Tracker) -> None:
-    """Evaluate the last weights on the test split and log the results."""
-    loss, accuracy = evaluate(parts.model, parts.loss_func, parts.test_loader)
+def evaluate_test_split(
+    parts: Parts,
+    state: State,
+    run: Run,
+    tracker: Tracker,
+    stop_signal: Callable[[], int | None] = lambda: None,
+) -> None:
+    """Evaluate the last weights on the test split and log the results. Raises Interrupted after a
+    signal; the last checkpoint is of these weights.
+    """
+    loss, accuracy = evaluate(parts.model, parts.loss_func, parts.test_loader, stop_signal)
     metrics = {"loss/test": loss, "accuracy/test": accuracy}
     tracker.log(state.step, state.epoch, metrics)
     run.update(metrics={**run.record["metrics"], "test": metrics})
@@ -171,9 +205,12 @@ def record_environment(run: Run, parts: Parts, data: Data, environment: dict[str
         raise UsageError(
             f"data: {', '.join(changed)} rows differ from those at the start of the run"
         )
-    now = {"python": platform.python_version(), **packages(), **environment}
-    then = {**run.record, **run.record["packages"], **run.record["environment"]}
-    for name, value in now.items():
-        if then.get(name) != value:
-            was = then.get(name)
-            print(f"warning: {name} was {was}, is {value}: bits may differ", file=sys.stderr)
+    changes = differences(run.record, identify(run.record["config"]))
+    then = {**run.record["packages"], **run.record["environment"]}
+    changes += [
+        f"{name} was {then.get(name)}, is {value}"
+        for name, value in {**packages(), **environment}.items()
+        if then.get(name) != value
+    ]
+    for change in dict.fromkeys(changes):  # torch and numpy are in both
+        print(f"warning: {change}: bits may differ", file=sys.stderr)

@@ -7,7 +7,8 @@ from typing import Any
 import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.names import rename_moved_targets, run_name
@@ -29,23 +30,51 @@ def config_directories(args: Namespace) -> list[Path]:
     return [CONF, *([Path(args.config_dir).absolute()] if args.config_dir else [])]
 
 
-def compose(args: Namespace, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+def initialize(args: Namespace) -> None:
+    """Initialize Hydra with the search path of a command line, unless it is already."""
+    if not GlobalHydra.instance().is_initialized():
+        folder = str(Path(args.config_path or CONF).absolute())
+        hydra.initialize_config_dir(folder, "experiments", version_base="1.3")
+
+
+def compose(
+    args: Namespace, overrides: list[str], *, number: int | None = None
+) -> tuple[DictConfig, dict[str, Any]]:
     """The config of a command line: as composed by Hydra, including the `hydra` node, and without
     that node, resolved and validated.
 
+    number: of a sweep's job; None for a single run.
+
     Raises UsageError if the config cannot be composed or violates the schema.
+    """
+    config = compose_unchecked(args, overrides)
+    enter(config, number)
+    return config, validate(config)
+
+
+def compose_unchecked(args: Namespace, overrides: list[str]) -> DictConfig:
+    """The config of a command line as composed by Hydra, including the `hydra` node. Raises
+    UsageError if it cannot be composed.
     """
     if args.config_dir:
         # as an override, so that .hydra/ records it
         overrides = [*overrides, f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"]
     try:
-        if not GlobalHydra.instance().is_initialized():
-            folder = str(Path(args.config_path or CONF).absolute())
-            hydra.initialize_config_dir(folder, "experiments", version_base="1.3")
-        config = hydra.compose(args.config_name or "config", overrides, return_hydra_config=True)
+        initialize(args)
+        return hydra.compose(args.config_name or "config", overrides, return_hydra_config=True)
     except CONFIG_ERRORS as error:
         raise explain(error, config_directories(args), overrides) from error
-    return config, validate(config)
+
+
+def enter(config: DictConfig, number: int | None = None) -> None:
+    """Let `${hydra:...}` resolve in a config with its `hydra` node, before a job runs it.
+
+    number: of a sweep's job; None for a single run.
+    """
+    if number is not None:
+        with open_dict(config):
+            config.hydra.job.num, config.hydra.job.id = number, str(number)
+    HydraConfig.instance().cfg = config  # type: ignore[assignment]
 
 
 def validate(job: DictConfig) -> dict[str, Any]:

@@ -63,6 +63,8 @@ SCHEMA: Mapping[str, Rule] = {
 CLOSED = ("trainer", "checkpoint")
 GROUPS = ("data", "loader", "model", "loss", "optimizer", "scheduler", "trainer")
 
+ROOTS = ("seed", "checkpoint", *GROUPS)  # the keys of a config that a run is built from
+
 
 def check_value(key: str, value: object) -> None:
     """Raise UsageError if `value` violates the rule of `key`; keys without a rule pass."""
@@ -73,11 +75,10 @@ def check_value(key: str, value: object) -> None:
 
 def check(config: dict[Any, Any]) -> dict[str, Any]:
     """Check a resolved config against the schema and return it; raises UsageError."""
-    known_roots = ["seed", "checkpoint", *GROUPS]
     for root in config:
-        if root not in known_roots:
-            raise UsageError(f"{root}: unknown key{suggest(str(root), known_roots)}")
-    for root in known_roots:
+        if root not in ROOTS:
+            raise UsageError(f"{root}: unknown key{suggest(str(root), ROOTS)}")
+    for root in ROOTS:
         if root not in config or (root != "seed" and not isinstance(config[root], dict)):
             expected = (
                 SCHEMA[root].words if root in SCHEMA else f"a mapping with the keys of {root}"

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.names import suggest
-from experiments.config.schema import SCHEMA
+from experiments.config.schema import GROUPS, SCHEMA
 from experiments.errors import UsageError
 
 
@@ -35,9 +35,10 @@ def explain(error: Exception, directories: Iterable[Path], overrides: list[str])
     text = " | ".join(lines)
     options = list_options(directories)
     if found := re.search(r"Could not override '([^'@]+)'.*Key '([^']+)' (is )?not in", text):
-        return UsageError(
-            f"{found[1]}: unknown key{_nearest_key(found[1], found[2], chain, options)}"
+        hint = _option_with(found[1], chain, directories) or _nearest_key(
+            found[1], found[2], chain, options
         )
+        return UsageError(f"{found[1]}: unknown key{hint}")
     if found := re.search(r"Could not override '([^']+)'", text):
         return UsageError(f"{found[1]}: no such group{suggest(found[1], options)}")
     if found := re.search(r"ould not find '([\w/-]+)/([^'/]+)'", text):
@@ -64,6 +65,20 @@ def explain(error: Exception, directories: Iterable[Path], overrides: list[str])
         key = getattr(chain[-1], "full_key", None) or found[1]
         return UsageError(f"{key}=???: this key has no value yet; give it one")
     return UsageError(f"{' '.join(overrides)}: {lines[-1] or type(error).__name__}")
+
+
+def _option_with(key: str, chain: list[BaseException], directories: Iterable[Path]) -> str | None:
+    """The hint for a key that only options have which are not chosen; None for any other key."""
+    group, _, name = key.rpartition(".")
+    groups = [group] if group else list(GROUPS)
+    config = next((node for cause in chain if (node := getattr(cause, "parent_node", None))), None)
+    if not group and any(name in (config or {}).get(other, {}) for other in groups):
+        return None
+    for file in sorted(file for folder in directories for file in folder.glob("*/*.yaml")):
+        defines = rf"(?m)^{re.escape(name)}[ ]*:"
+        if file.parent.name in groups and re.search(defines, file.read_text(errors="replace")):
+            return f"; {file.parent.name}={file.stem} has {file.parent.name}.{name}"
+    return None
 
 
 def _nearest_key(

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import stat
 import sys
 import time
@@ -60,7 +61,8 @@ def ensure_no_run(path: Path) -> None:
     """Raise UsageError if a directory holds a run."""
     if (path / "run.json").exists():
         raise UsageError(
-            f"hydra.run.dir={path}: already holds a run; choose another or use resume={path}"
+            f"hydra.run.dir={path}: already holds a run; choose another or use "
+            f"resume={shlex.quote(str(path))}"
         )
 
 
@@ -76,7 +78,14 @@ class Lock:
         self._descriptors.append(descriptor)
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock, also where a process that was just forked has not closed it yet."""
+        for descriptor in self._descriptors:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the files, which releases the lock unless another process has them open."""
         _held.discard(self)
         while self._descriptors:
             os.close(self._descriptors.pop())
@@ -90,7 +99,7 @@ def close_inherited_locks() -> None:
     otherwise hold them after the parent's death.
     """
     for lock in list(_held):
-        lock.close()
+        lock.abandon()
 
 
 os.register_at_fork(after_in_child=close_inherited_locks)

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from typing import Any, Literal
 import yaml
 
 from experiments.config.names import MOVED
+from experiments.config.schema import ROOTS
 from experiments.directory import durable
 from experiments.directory.claim import (
     LOCK_SECONDS,
@@ -35,6 +37,8 @@ from experiments.directory.claim import (
     remove_temporary_files,
 )
 from experiments.directory.environment import git_state, packages
+from experiments.directory.identity import identify
+from experiments.directory.plain_json import dumps, nan_for_null
 from experiments.errors import UsageError
 
 # The keys of run.json with their types: present from the start, and added during the run.
@@ -51,7 +55,8 @@ RECORDED = {
     "packages": dict,
     "git": dict,
 }
-ADDED = dict.fromkeys(("environment", "data", "weights", "metrics"), dict)
+ADDED = dict.fromkeys(("code", "versions", "environment", "data", "weights", "metrics"), dict)
+FOUND_IN_TRAINING = ("environment", "data", "weights", "metrics")
 State = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
 COMPLETED = ("finished", "diverged", "pruned")  # states that a continued sweep keeps
 
@@ -78,7 +83,8 @@ class Run:
         now = time.monotonic()
         self.record |= {"seconds": self.record["seconds"] + now - self._clock, **changes}
         self._clock = now
-        durable.write(self.path / "run.json", json.dumps(self.record, indent=2).encode() + b"\n")
+        text = dumps(self.record, indent=2)
+        durable.write(self.path / "run.json", text.encode() + b"\n")
 
     def end(self, state: State, error: str | None = None) -> None:
         """Record the final state, with the error in error.txt, and release the lock."""
@@ -138,6 +144,7 @@ def _new_record(
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages(),
+        **identify(config),
         "git": {
             "commit": commit,
             "dirty": bool(diff),
@@ -151,14 +158,17 @@ def config_text(config: dict[str, Any]) -> bytes:
     return yaml.safe_dump(config, sort_keys=False).encode()
 
 
-def same_config(file: Path, text: bytes) -> bool:
-    """Whether a config.yaml equals a text made by `config_text`, where the old and the new name of
-    a moved module count as equal.
+def built_part(text: bytes) -> bytes:
+    """The part of a text made by `config_text` that a run is built from: without keys beside it,
+    which only name something or are referred to, and with the new names of moved modules.
+
+    Two configs with the same part are one run.
     """
-    saved = file.read_bytes()
+    blocks = re.split(rb"(?m)^(?=[^\s-])", text)  # one for each key that is not nested
+    part = b"".join(block for block in blocks if block.partition(b":")[0].decode() in ROOTS)
     for old, new in MOVED.items():
-        saved = saved.replace(f"_target_: {old}.".encode(), f"_target_: {new}.".encode())
-    return saved == text
+        part = part.replace(f"_target_: {old}.".encode(), f"_target_: {new}.".encode())
+    return part
 
 
 def record_end(path: Path, state: State, error: str | None = None) -> dict[str, Any]:
@@ -177,7 +187,8 @@ def record_end(path: Path, state: State, error: str | None = None) -> dict[str, 
 
 
 def reopen(path: Path, keep: Sequence[str] = ("finished",)) -> Run:
-    """Lock the directory of an unfinished run, to resume it.
+    """Lock the directory of an unfinished run, to resume it. Without a checkpoint the run begins
+    anew, and so does its identity.
 
     Raises Completed if the run has ended in a state of `keep`; UsageError if the directory holds no
     run, another process holds the lock, or it contains symlinks.
@@ -191,9 +202,17 @@ def reopen(path: Path, keep: Sequence[str] = ("finished",)) -> Run:
         remove_temporary_files(path)
         (path / "error.txt").unlink(missing_ok=True)
         record.pop("error", None)
+        if not has_checkpoint(path):
+            record = {key: value for key, value in record.items() if key not in FOUND_IN_TRAINING}
+            record |= identify(record["config"])
         run = Run(path, lock, record)
         run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
     return run
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether a run directory has a checkpoint to continue from."""
+    return any((path / "checkpoints").glob("step-*.safetensors"))
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -207,6 +226,8 @@ def read_record(path: Path) -> dict[str, Any]:
         for key, kind in (RECORDED | ADDED).items():
             if key in record and not isinstance(record[key], kind):
                 raise ValueError(f"{key} is not a {kind.__name__}")
+        if "metrics" in record:
+            record["metrics"] = nan_for_null(record["metrics"])
     except FileNotFoundError:
         raise UsageError(f"{path}: holds no run, there is no run.json in it") from None
     except (OSError, RecursionError, ValueError) as error:

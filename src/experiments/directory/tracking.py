@@ -4,7 +4,6 @@ Tags are `loss/train`, `loss/train_epoch`, `loss/valid`, `accuracy/valid`, `lr`,
 (rows per second), `loss/test`, `accuracy/test`; steps are optimizer steps.
 """
 
-import json
 import os
 import struct
 import time
@@ -26,6 +25,7 @@ from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from experiments.directory.metrics import METRICS
+from experiments.directory.plain_json import dumps
 
 EVENTS = "events.out.tfevents."
 
@@ -57,7 +57,7 @@ class Tracker:
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log metrics of one step; `epoch` is the epoch it belongs to, counted from 1."""
         line = {"step": step, "epoch": epoch, **metrics}
-        self._metrics.write(json.dumps(line).encode() + b"\n")
+        self._metrics.write(dumps(line).encode() + b"\n")
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
         self._write(Event(step=step, summary=Summary(value=values)))
         self._flush()

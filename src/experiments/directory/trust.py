@@ -7,9 +7,12 @@ anything is imported, and the object must be of the kind that its group expects.
 
 import importlib
 import inspect
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from experiments.directory.paths import display_path
 from experiments.errors import UsageError
 
 # The modules that targets of each group may come from, besides those passed with --trust.
@@ -29,10 +32,26 @@ def check_names(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
         for key, target in targets(node, group):
             allowed = (*ALLOWED_MODULES.get(group, ()), *trusted)
             if not isinstance(target, str) or not any(_is_in(target, name) for name in allowed):
+                module = str(target).rpartition(".")[0] or "MODULE"
                 raise UsageError(
                     f"{key}={target}: not built from a saved run, which may only use "
-                    f"{', '.join(allowed) or 'no target'} here; pass --trust MODULE to allow it"
+                    f"{', '.join(allowed) or 'no target'} here; if you trust it, pass "
+                    f"--trust {shlex.quote(module)} (in Python trust=[{module!r}])"
                 )
+
+
+def resume_command(path: Path, config: Mapping[str, Any]) -> str:
+    """The command that resumes a run in a directory, as a shell takes it, with the `--trust` that
+    its config needs.
+    """
+    modules = dict.fromkeys(
+        str(target).rpartition(".")[0]
+        for group, node in config.items()
+        for _, target in targets(node, group)
+        if not any(_is_in(str(target), name) for name in ALLOWED_MODULES.get(group, ()))
+    )
+    flags = "".join(f" --trust {shlex.quote(module)}" for module in modules)
+    return f"python -m experiments resume={shlex.quote(display_path(path))}{flags}"
 
 
 def check_objects(config: Mapping[str, Any], trusted: Sequence[str]) -> None:

@@ -1,10 +1,11 @@
 """Run directories as rows: the config, state and metrics of each run. Imports no torch."""
 
+import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from experiments.config.names import flatten, format_value
 from experiments.directory.claim import is_locked
 from experiments.directory.record import read_record
 from experiments.errors import UsageError
+
+SUPERSEDED = "superseded"  # the same config was run again with other code, data or versions
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Row:
     best: dict[str, float]
     last: dict[str, float]
     seconds: float
+    started: str = ""  # UTC, ISO 8601
+    identity: Mapping[str, Any] = field(default_factory=dict)  # of code, data and versions
 
     @property
     def monitor(self) -> str:
@@ -35,7 +40,7 @@ class Row:
     def rank(self) -> tuple[int, float, str]:
         """A sort key: best first, then failed, pruned and non-finite runs, diverged ones last."""
         value = self.best.get(self.monitor, math.nan)
-        if self.state in ("failed", "diverged", "pruned") or not math.isfinite(value):
+        if self.state in ("failed", "diverged", "pruned", SUPERSEDED) or not math.isfinite(value):
             return (1 + (self.state == "diverged"), 0.0, str(self.path))
         return (0, value if self.monitor.startswith("loss") else -value, str(self.path))
 
@@ -56,7 +61,21 @@ def collect(directories: Iterable[Path]) -> list[Row]:
                 found[path] = read(path)
             except UsageError as error:
                 print(f"skipped: {error}", file=sys.stderr)
-    return sorted(found.values(), key=lambda row: (row.monitor, row.rank))
+    return sorted(mark_superseded(found.values()), key=lambda row: (row.monitor, row.rank))
+
+
+def mark_superseded(rows: Iterable[Row]) -> list[Row]:
+    """The rows, of which a run is superseded where a later one beside it has the same config, but
+    other code, data or versions.
+    """
+    marked: list[Row] = []
+    latest: dict[tuple[Path, str], Row] = {}
+    for row in sorted(rows, key=lambda row: row.started, reverse=True):
+        key = (row.path.parent, json.dumps(row.config, sort_keys=True, default=str))
+        newer = latest.setdefault(key, row)
+        outdated = newer.identity != row.identity
+        marked.append(replace(row, state=SUPERSEDED) if outdated else row)
+    return marked
 
 
 def run_directories(directory: Path) -> Iterator[Path]:
@@ -84,6 +103,8 @@ def read(path: Path) -> Row:
         best=record.get("metrics", {}).get("best", {}),
         last=record.get("metrics", {}).get("last", {}),
         seconds=record["seconds"],
+        started=record["started"],
+        identity={part: record.get(part) for part in ("code", "data", "versions")},
     )
 
 

@@ -10,15 +10,18 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 from experiments.config.compose import validate
 from experiments.config.cuda import cuda_devices
 from experiments.directory import record
 from experiments.errors import UsageError
-from experiments.interrupt import Interrupt
+from experiments.interrupt import STOP_SIGNALS, Interrupt
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.view import View
 
 POLL_SECONDS = 0.2
+FORK_SERVER_DIED = 255  # the exit code that multiprocessing then reports of every worker
 FORKING = multiprocessing.get_context("forkserver")
 
 
@@ -58,9 +61,12 @@ class Pool:
     workers: list[Worker] = field(default_factory=list)
     retry_queue: list[Job] = field(default_factory=list)  # jobs to run again
     stopping: bool = False
+    data_read: dict[str, dict[str, str]] = field(default_factory=dict)  # by the data's config
+    interrupt: Interrupt | None = None
 
     def run(self, waiting: Iterator[Job], view: View, interrupt: Interrupt) -> None:
         """Keep all workers busy until every job has ended or a signal has stopped them all."""
+        self.interrupt = interrupt
         next_job = next(waiting, None)
         while next_job is not None or any(worker.job for worker in self.workers):
             if interrupt.number is not None and not self.stopping:
@@ -72,7 +78,7 @@ class Pool:
                 continue
             idle = [worker for worker in self.workers if worker.job is None]
             if next_job is not None and (idle or len(self.workers) < self.size):
-                self.assign(next_job, idle[0] if idle else self.add_worker(next_job))
+                self.assign(next_job, idle[0] if idle else self.add_worker(next_job.composed))
                 # compose and place the next job while this one runs
                 next_job = self.retry_queue.pop() if self.retry_queue else next(waiting, None)
                 continue
@@ -82,9 +88,9 @@ class Pool:
             next_job = next_job or (self.retry_queue.pop() if self.retry_queue else None)
             view.refresh()
 
-    def add_worker(self, job: Job) -> Worker:
+    def add_worker(self, composed: DictConfig) -> Worker:
         """Start a worker, on the CUDA device with the fewest workers if the run may use CUDA."""
-        devices = 0 if job.composed.trainer.device == "cpu" else cuda_devices()
+        devices = 0 if composed.trainer.device == "cpu" else cuda_devices()
         taken = [worker.device for worker in self.workers]
         device = min(range(devices), key=taken.count) if devices > 1 else None
         parent_end, worker_end = FORKING.Pipe()
@@ -98,13 +104,30 @@ class Pool:
     def assign(self, job: Job, worker: Worker) -> None:
         """Send a job to a worker; if the worker has just died, the job goes to the retry queue."""
         try:
-            worker.pipe.send(job.composed)
+            worker.pipe.send(("run", job.composed))
         except OSError:
             self.workers.remove(worker)
             self.retry_queue.append(job)
             return
         worker.job = job
         job.state, job.started = "running", time.monotonic()
+
+    def read_data(self, composed: DictConfig) -> dict[str, str]:
+        """Have a worker read a job's data; returns the fingerprint of each split, {} if it cannot.
+
+        The worker keeps the data for its next job.
+        """
+        key = OmegaConf.to_yaml(composed.data, resolve=True)
+        if key not in self.data_read:
+            idle = [worker for worker in self.workers if worker.job is None]
+            worker = idle[0] if idle else self.add_worker(composed)
+            try:
+                worker.pipe.send(("fingerprints", composed))
+                self.data_read[key] = worker.pipe.recv()
+            except (EOFError, OSError):  # the job itself will fail, and say why
+                self.workers.remove(worker)
+                self.data_read[key] = {}
+        return self.data_read[key]
 
     def receive(self, worker: Worker) -> None:
         """Handle one message from a worker, or its death."""
@@ -149,8 +172,12 @@ class Pool:
         worker.process.join()
         self.workers.remove(worker)
         code = worker.process.exitcode
-        if code == -signal.SIGTERM and (self.stopping or worker.stop_requested):
-            # before the run had installed its signal handlers
+        # before the run had installed its signal handlers
+        if code == -signal.SIGTERM and worker.stop_requested:
+            return ("end", "interrupted", None, None)
+        # a signal to the whole process group reaches workers and fork server, too
+        stopped = self.interrupt is not None and self.interrupt.number is not None
+        if stopped and code in (FORK_SERVER_DIED, *(-number for number in STOP_SIGNALS)):
             return ("end", "interrupted", None, None)
         return ("end", *record_death(job, exit_reason(code)))
 
@@ -158,6 +185,11 @@ class Pool:
         """Send SIGTERM to all workers."""
         for worker in self.workers:
             worker.process.terminate()
+
+    def kill(self) -> None:
+        """Kill all workers; their runs can be resumed."""
+        for worker in self.workers:
+            worker.process.kill()
 
     def close(self) -> None:
         """Close the pipes; each worker exits when its run has ended."""
@@ -192,7 +224,7 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
     """
     try:
         if not (job.path / "run.json").exists():
-            job.path.mkdir(exist_ok=True)
+            job.path.mkdir(parents=True, exist_ok=True)
             overrides = [str(override) for override in job.composed.hydra.overrides.task]
             record.start(job.path, validate(job.composed), overrides).end("failed", error)
         saved = record.record_end(job.path, "failed", error)

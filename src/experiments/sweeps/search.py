@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Override
 
 from experiments.config.names import format_value
 from experiments.errors import UsageError
-from experiments.sweeps.jobs import Job, place_job
+from experiments.sweeps.jobs import Job
 from experiments.sweeps.study import STUDY, describe, open_study
 from experiments.sweeps.sweep import Sweep
 
@@ -106,7 +106,7 @@ class Search:
         """The job of a trial, with its directory."""
         searched = [f"{key}={format_value(value)}" for key, value in trial.params.items()]
         composed = self.sweep.loader.pop(self.sweep.config, [*self.fixed, *searched])
-        return place_job(self.sweep.directory, composed, trial.number)
+        return self.sweep.place(composed, trial.number)
 
     def should_prune(self, job: Job, epoch: int, value: float) -> bool:
         """Report a job's monitored value after an epoch; returns whether to prune its trial."""

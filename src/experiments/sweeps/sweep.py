@@ -8,6 +8,7 @@ continue from their checkpoints. Imports no torch.
 import atexit
 import contextlib
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ from omegaconf import DictConfig
 
 from experiments.config.names import run_name
 from experiments.directory.claim import explain_mkdir_errors, lock_directory, remove_temporary_files
+from experiments.directory.identity import keep_changed
 from experiments.directory.paths import display_path
 from experiments.errors import Interrupted, UsageError
 from experiments.interrupt import Interrupt
 from experiments.results.rows import collect
 from experiments.results.tables import save, table
-from experiments.sweeps.jobs import CachedConfigLoader, Job, job_return, place_job
+from experiments.sweeps.jobs import CachedConfigLoader, Continuation, Job, job_return, place_job
 from experiments.sweeps.pool import Pool, default_size, never_prune, start_fork_server
 from experiments.sweeps.view import make_view
 
@@ -42,6 +44,7 @@ class Sweep:
     def __post_init__(self) -> None:
         self.directory = Path(self.config.hydra.sweep.dir)
         self.pool = Pool(self.workers or default_size())
+        self.continuation = Continuation(self.pool.read_data, keep_changed())
         # Hydra's sweeper composes every job to validate it, then the launcher does so again
         self.loader = CachedConfigLoader(self.context.config_loader)
         self.context.config_loader = self.loader  # type: ignore[assignment]
@@ -60,7 +63,7 @@ class Sweep:
             for number, overrides in enumerate(batch, first):
                 composed = self.loader.pop(self.config, overrides)
                 try:
-                    job = place_job(self.directory, composed, number)
+                    job = self.place(composed, number)
                 except UsageError as error:
                     name = run_name(" ".join(overrides))
                     job = Job(name, self.directory / name, composed, "failed", error=str(error))
@@ -71,6 +74,13 @@ class Sweep:
 
         ended = self.run_all(jobs, len(batch))
         return [job_return(job, overrides) for job, overrides in zip(ended, batch, strict=True)]
+
+    def place(self, composed: DictConfig, number: int) -> Job:
+        """Assign a job its directory; a run there of other code, data or versions is reported."""
+        job, notices = place_job(self.directory, composed, number, self.continuation)
+        for notice in notices:
+            print(f"changed: {notice}", file=sys.stderr, flush=True)
+        return job
 
     def run_all(
         self,
@@ -105,6 +115,9 @@ class Sweep:
         try:
             with Interrupt() as interrupt:
                 self.pool.run(jobs(placed), view, interrupt)
+        except KeyboardInterrupt:  # the second Ctrl-C
+            self.pool.kill()
+            raise
         except BaseException:
             self.pool.terminate()
             raise
@@ -145,5 +158,9 @@ def report_results(directory: Path) -> bool:
     print(f"look     tensorboard --logdir {shlex.quote(display_path(directory))}")
     failed = [row for row in rows if row.state == "failed"]
     if failed:
-        print(f"failed   {len(failed)}: see error.txt in each; the same command retries them")
+        name = shlex.quote(f"hydra.sweep.dir={display_path(directory)}")
+        print(
+            f"failed   {len(failed)}: see error.txt in each; the same command with {name} retries "
+            "them"
+        )
     return bool(failed or failures)

@@ -25,8 +25,10 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig
 
 from experiments import job
+from experiments.config.compose import validate
 from experiments.directory.record import read_record
 from experiments.errors import Diverged, UsageError
+from experiments.interrupt import STOP_SIGNALS, ignore_stop_signals
 from experiments.train import train  # noqa: F401  (takes a second to import)
 
 if TYPE_CHECKING:
@@ -45,8 +47,8 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     ("epoch", number of epochs done, metrics of the last one) and ("end", state, best value of
     trainer.monitor or None, error or None).
     """
-    # Ctrl-C reaches the whole process group; only the parent handles it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # they reach the whole process group; the parent handles them and sends SIGTERM
+    ignore_stop_signals(*set(STOP_SIGNALS) - {signal.SIGTERM})
     threading.Thread(target=exit_with_parent, daemon=True).start()
     if cuda_device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(cuda_device)
@@ -61,14 +63,25 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     warmed_up = False
     while True:
         try:
-            composed = parent.recv()
+            request, composed = parent.recv()
         except (EOFError, OSError):  # the sweep has ended
             return
+        if request == "fingerprints":
+            parent.send(fingerprints(composed))
+            continue
         parent.send(("end", *run_in_directory(composed, parent)))
         if not warmed_up:  # exempt what the first run has imported and cached, but none of its rest
             gc.collect()
             gc.freeze()
             warmed_up = True
+
+
+def fingerprints(composed: DictConfig) -> dict[str, str]:
+    """The fingerprints of a job's rows by split; {} if its data cannot be read."""
+    try:
+        return job.load_data(validate(composed)).fingerprints
+    except BaseException:  # the run itself will fail, and say why
+        return {}
 
 
 def exit_with_parent() -> None:

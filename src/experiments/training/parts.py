@@ -8,10 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from experiments.data import Data, Split
-from experiments.data.loaders import Loader, evaluation_options, gather
+from experiments.data import Data, reads_samples
+from experiments.data.loaders import Loader, TensorLoader, evaluation_options, select
 from experiments.errors import UsageError
 from experiments.training.build import build
+from experiments.training.checks import (
+    check_last_batch,
+    check_state,
+    check_values,
+    mismatch_remedy,
+    report_mean,
+)
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,9 @@ class Parts:
 
     @property
     def parameter_names(self) -> list[str]:
-        """The names of the model's parameters, in order."""
-        return [name for name, _ in self.model.named_parameters()]
+        """The names of the parameters of the model and the loss, in order."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return names + [f"loss.{name}" for name, _ in self.loss_func.named_parameters()]
 
 
 def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
@@ -51,7 +59,15 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
             "make it smaller"
         )
     check_fit(config, model, loss_func, data.train)
-    opt = build(config, "optimizer", model.parameters())
+    check_values(config, model, loss_func, data)
+    copies = check_state(config, model, loss_func, data.train)
+    check_last_batch(config, model, loss_func, data.train, train_loader)
+    for loader in (train_loader, valid_loader, test_loader):
+        if isinstance(loader, TensorLoader):
+            loader.copies = copies
+    report_mean(config, model, loss_func, data.train)
+    loss_func.train()
+    opt = build(config, "optimizer", trained_parameters(model, loss_func))
     if trainer["clip_norm"] is not None:
         clip_gradients(opt, trainer["clip_norm"])
     steps = trainer["epochs"] * -(-len(train_loader) // trainer["accumulate"])
@@ -78,6 +94,12 @@ def build_model(config: dict[str, Any], device: str = "cpu") -> nn.Module:
     return model
 
 
+def trained_parameters(model: nn.Module, loss_func: nn.Module) -> Any:
+    """What the optimizer gets: the parameters of the model, then those of the loss."""
+    of_loss = list(loss_func.parameters())
+    return [*model.parameters(), *of_loss] if of_loss else model.parameters()
+
+
 def build_scheduler(config: dict[str, Any], opt: Optimizer, steps: int) -> Any:
     """The scheduler of a config; if it accepts `total_steps`, it gets the steps of the run."""
     parameters = inspect.signature(build(config, "scheduler").func).parameters
@@ -85,26 +107,30 @@ def build_scheduler(config: dict[str, Any], opt: Optimizer, steps: int) -> Any:
     return build(config, "scheduler", opt, **options)
 
 
-def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:
+def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Any) -> None:
     """Raise UsageError if the model rejects the data, or the loss the logits and targets."""
     device = next(model.parameters()).device
-    # gather copies: rows of a memory-mapped file must not be written to by an in-place layer
-    x, y = gather(split.x, split.y, torch.arange(min(2, len(split))))
-    x, y = x.to(device), y.to(device)
+    # select copies: rows of a memory-mapped file must not be written to by an in-place layer
+    x, y = (part.to(device) for part in select(split, list(range(min(2, len(split))))))
+    logits = None
     try:
         with torch.no_grad():
             logits = model.eval()(x)
-            loss_func(logits, y)
+            loss_func.eval()(logits, y)
     except (IndexError, RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UsageError(
             f"model._target_={config['model']['_target_']}: does not fit data of "
-            f"x {tuple(split.x.shape)}, y {tuple(split.y.shape)} ({reason}); "
-            "change model.in_features, model.out_features or data"
+            f"x {(len(split), *x.shape[1:])}, y {(len(split), *y.shape[1:])} ({reason}); "
+            f"{mismatch_remedy(loss_func, x, y, logits)}"
         ) from error
-    if not split.y.is_floating_point() and logits.ndim == 2 and split.y.max() >= logits.shape[1]:
+    if reads_samples(split) or split.y.is_floating_point() or logits.ndim != 2:
+        return
+    highest = int(split.y.max())
+    if highest >= logits.shape[1] and highest != getattr(loss_func, "ignore_index", None):
         raise UsageError(
-            f"model.out_features={logits.shape[1]}: the data has {int(split.y.max()) + 1} classes"
+            f"model.out_features={logits.shape[1]}: the data has {highest + 1} classes; "
+            "change model.out_features or data"
         )
 
 

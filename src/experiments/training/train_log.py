@@ -19,13 +19,15 @@ class StepResult(NamedTuple):
     """The result of one or more optimizer steps in one call.
 
     losses: the mean loss of each step, float32 (steps,), or () for one step. lrs: the learning rate
-    of each step. rows, batches: the number of rows and of batches per step.
+    of each step. rows, batches: the number of rows and of batches per step. weights: how much the
+    loss of each step counts in a mean, float64 (steps,), or () for one step; None: by its rows.
     """
 
     losses: Tensor
     lrs: list[float]
     rows: int
     batches: int
+    weights: Tensor | None = None
 
 
 @dataclass
@@ -35,11 +37,13 @@ class State:
     epoch: int = 0  # epochs done
     batch: int = 0  # batches done in the current epoch
     step: int = 0  # optimizer steps done
-    loss: float = 0.0  # loss summed over the rows since the last log line
+    loss: float = 0.0  # loss summed over the rows since the last log line, by their weights
     rows: int = 0  # the number of those rows
+    weight: float = 0.0  # the sum of their weights; their number if the loss weighs all alike
     lr: float = 0.0  # of the last step
     epoch_loss: float = 0.0  # the same since the epoch began, up to the last log line
     epoch_rows: int = 0
+    epoch_weight: float = 0.0
     last: Metrics = field(default_factory=dict)  # the last validation's metrics
     best: Metrics = field(default_factory=dict)  # the best validation's metrics
 
@@ -66,31 +70,48 @@ class TrainLog:
         state = self.state
         # summed one by one in double precision: the bits do not depend on when this is called
         losses = torch.cat([result.losses.flatten() for result in self.unread]).tolist()
+        weights = [weight for result in self.unread for weight in weights_of(result)]
         rows_and_lrs = [(result.rows, lr) for result in self.unread for lr in result.lrs]
         self.unread.clear()
         steps = range(state.step - len(losses) + 1, state.step + 1)
-        for step, loss, (rows, lr) in zip(steps, losses, rows_and_lrs, strict=True):
-            state.loss += loss * rows
+        for step, loss, weight, (rows, lr) in zip(
+            steps, losses, weights, rows_and_lrs, strict=True
+        ):
+            if weight:  # or the loss of a step whose targets are all ignored: 0 / 0
+                state.loss += loss * weight
             state.rows += rows
+            state.weight += weight
             state.lr = lr
             if step % self.log_every == 0:
                 self.write(step)
 
     def write(self, step: int) -> None:
-        """Log the mean loss since the last line. Raises Diverged if it is not finite."""
+        """Log the mean loss since the last line, if a target counted since. Raises Diverged if it
+        is not finite.
+        """
         state = self.state
-        mean = state.loss / state.rows
-        self.log(step, state.epoch + 1, {"loss/train": mean, "lr": state.lr})
+        mean = {"loss/train": state.loss / state.weight} if state.weight else {}
+        self.log(step, state.epoch + 1, {**mean, "lr": state.lr})
         state.epoch_loss += state.loss
         state.epoch_rows += state.rows
-        state.loss, state.rows = 0.0, 0
-        check_finite("loss/train", mean, step)
+        state.epoch_weight += state.weight
+        state.loss, state.rows, state.weight = 0.0, 0, 0.0
+        if mean:
+            check_finite("loss/train", mean["loss/train"], step)
 
     def end_epoch(self) -> None:
         """Log the losses of the epoch since the last line."""
         self.read()
         if self.state.rows:
             self.write(self.state.step)
+
+
+def weights_of(result: StepResult) -> list[float]:
+    """How much the loss of each step of a result counts in a mean."""
+    if result.weights is None:
+        return [result.rows] * len(result.lrs)
+    weights: list[float] = result.weights.flatten().tolist()
+    return weights
 
 
 def check_finite(tag: str, value: float, step: int) -> None:
