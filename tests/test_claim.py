@@ -152,13 +152,16 @@ def test_a_process_that_the_holder_forks_does_not_hold_it_after_the_holder(tmp_p
     (forked, tell), (wait, go) = os.pipe(), os.pipe()
     holder = os.fork()
     if not holder:
-        os.close(go)
-        lock_directory(tmp_path)
-        if not os.fork():
+        try:
+            os.close(go)
+            lock_directory(tmp_path)
+            if os.fork():
+                signal.pause()
             os.write(tell, b"x")
             os.read(wait, 1)
+        finally:
             os._exit(0)
-        signal.pause()
+    os.close(tell)
     os.read(forked, 1)
     assert is_locked(tmp_path)
     os.kill(holder, signal.SIGKILL)

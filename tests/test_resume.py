@@ -35,7 +35,8 @@ from experiments.data import Data, Split
 from experiments.directory import record as runs
 from experiments.directory.checkpoints import Checkpoints
 from experiments.directory.claim import Lock, is_locked, lock_directory
-from experiments.errors import UsageError
+from experiments.errors import Interrupted, UsageError
+from experiments.train import train
 
 Compose = Callable[[list[str]], dict[str, Any]]
 
@@ -105,6 +106,24 @@ def test_stopped_after_every_single_step_it_ends_with_the_same_bits(
         stops += 1
     assert stops == steps_of(unbroken)
     assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_stopped_within_a_validation_it_ends_with_the_same_bits(
+    config: dict[str, Any], unbroken: Path, tiny: Data, tmp_path: Path
+) -> None:
+    """The first validation, the second, and the test after it."""
+    for evaluation in (1, 2, 3):
+        run = tmp_path / str(evaluation)
+        run.mkdir()
+        owned = runs.start(run, config, [])
+        with pytest.raises(Interrupted):
+            train(config, tiny, owned, stop_evaluation=stop_after(evaluation))
+        owned.end("interrupted")
+        content = Checkpoints(run / "checkpoints").load()
+        assert content is not None
+        assert content["state"]["step"] == STEPS // 2 * min(evaluation, 2)
+        assert go_on(run, config, tiny) == "finished"
+        assert_same_run(run, unbroken)
 
 
 def test_killed_at_any_step_it_ends_with_the_same_bits(
@@ -453,7 +472,13 @@ def test_a_run_whose_output_nobody_reads_any_more_can_be_resumed(
     assert_same_run(tmp_path / "run", unbroken)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        *((signal.SIGTERM, 143), (signal.SIGINT, 130)),
+        *((signal.SIGHUP, 129), (signal.SIGUSR1, 138)),
+    ],
+)
 def test_a_signal_stops_at_a_checkpoint_and_says_how_to_go_on(
     number: signal.Signals, code: int, real: tuple[list[str], Path], tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Sweeps over all cores: the real command, its signals, and the directory that it goes on in."""
 
+import io
 import json
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 from conftest import PATIENCE, WATCHED, FinishedRun
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from saved_runs import assert_same_run, change_record, go_on, lines, record
 from terminal import run_in_terminal
 from under_way import UnderWay
@@ -22,6 +24,8 @@ from experiments import job
 from experiments.config.names import run_name
 from experiments.directory.checkpoints import Checkpoints
 from experiments.directory.claim import LOCK_FILE, lock_directory
+from experiments.sweeps.jobs import Job
+from experiments.sweeps.view import LiveTable
 
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
@@ -618,6 +622,21 @@ def terminal(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) ->
         code=130,
         interrupt_when=all_was_drawn,
     )
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+def test_names_and_errors_that_look_like_markup_are_shown_as_they_are(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = io.StringIO()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stdout", text)
+    job = Job("a[/b]=[bold]", tmp_path, OmegaConf.create(), "failed", error="shape [/x]\x1b[2J")
+    table = LiveTable(2, [job, Job("[/c]", tmp_path, OmegaConf.create(), "running")])
+    table.job_ended(job)
+    table.refresh()
+    table.close()
+    assert "shape [/x]\\x1b[2J" in text.getvalue().replace("\n", "")
 
 
 def test_a_terminal_shows_each_running_job_with_its_progress(terminal: str) -> None:

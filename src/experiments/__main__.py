@@ -1,8 +1,10 @@
 """The entry point: `python -m experiments [flags] [overrides]`."""
 
 import atexit
+import contextlib
 import gc
 import os
+import re
 import shlex
 import signal
 import sys
@@ -16,20 +18,33 @@ atexit.register(gc.freeze)
 
 import hydra  # noqa: E402
 from hydra._internal.utils import get_args_parser  # noqa: E402
-from hydra.core.global_hydra import GlobalHydra  # noqa: E402
-from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
 from hydra.core.override_parser.types import Override  # noqa: E402
+from hydra.core.plugins import Plugins  # noqa: E402
+from hydra.types import RunMode  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 
+from experiments import stdio  # noqa: E402
+from experiments.config import resolvers  # noqa: E402
 from experiments.config.compose import (  # noqa: E402
     CONF,
     compose,
+    compose_unresolved,
     config_directories,
-    initialize,
+    enter,
+    validate,
 )
-from experiments.config.grid import reject_repeated, shared_config, swept_values  # noqa: E402
+from experiments.config.grid import (  # noqa: E402
+    first_values,
+    override_parser,
+    parse_grid,
+    reject_repeated,
+    shared_config,
+    sweeper_params,
+    with_params,
+)
 from experiments.config.names import quote_value  # noqa: E402
-from experiments.config.schema import SCHEMA, check_value  # noqa: E402
+from experiments.config.schema import check_value, rule_for  # noqa: E402
+from experiments.config.search_path import make_conf_importable, set_entries  # noqa: E402
 from experiments.config.slips import CONFIG_ERRORS, explain, list_options  # noqa: E402
 from experiments.errors import (  # noqa: E402
     Diverged,
@@ -37,6 +52,8 @@ from experiments.errors import (  # noqa: E402
     UsageError,
     exit_with_usage_error,
 )
+
+IN_SWEEP = "hydra.mode=MULTIRUN"
 
 HELP = """\
 experiments: PyTorch experiments from YAML, each in a directory of its own.
@@ -53,6 +70,8 @@ Groups, chosen by group=option; a key of an option is set by group.key=value:
 
   resume=RUN_DIR     continue an interrupted run
   --config-dir DIR   add your own options: DIR/model/mine.yaml becomes model=mine
+  --config-name F    start from DIR/F.yaml instead of the built-in config.yaml
+  --resolvers MODULE import a module that registers OmegaConf resolvers of your own
   --cfg job          print the composed config; --resolve resolves its references
   -m, --multirun     run every combination of values given as a,b,c, on all cores
   sweep=NAME         with -m, the sweep's directory, outputs/NAME; the same command continues it
@@ -71,17 +90,20 @@ Run directories, each command with a --help of its own:
 
 def main() -> None:
     """Run the command line; a usage error is printed in one line, with exit code 2."""
+    stdio.protect()
     # otherwise Hydra prints errors itself and exits with code 1
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` does, for the user's models and data
-    if "--version" in sys.argv[1:]:
-        from importlib import metadata
-
-        print(f"experiments {metadata.version('experiments')}")
-        return
     try:
+        directory = working_directory()
+        if directory not in sys.path:
+            sys.path.insert(0, directory)  # as `python -m` does, for the user's models and data
+        if "--version" in sys.argv[1:]:
+            from importlib import metadata
+
+            print(f"experiments {metadata.version('experiments')}")
+            return
         dispatch(parse_arguments())
+        sys.stdout.flush()
     except UsageError as error:
         exit_with_usage_error("experiments", str(error))
     except KeyboardInterrupt:
@@ -97,16 +119,30 @@ def main() -> None:
         sys.exit(1)
 
 
+def working_directory() -> str:
+    """The working directory. Raises UsageError if it has been removed."""
+    try:
+        return str(Path.cwd())
+    except OSError as error:
+        raise UsageError(
+            f"the working directory does not exist any more ({error.strerror}); cd to another one"
+        ) from None
+
+
 def parse_arguments() -> Namespace:
-    """Parse sys.argv with Hydra's parser, `--trust` and `sweep=NAME`; overrides and flags may stand
-    in any order. Raises UsageError.
+    """Parse sys.argv with Hydra's parser, flags of ours and `sweep=NAME`; overrides and flags
+    may stand in any order. Raises UsageError.
     """
     parser = get_args_parser()
     parser.error = partial(exit_with_usage_error, "experiments")  # type: ignore[method-assign]
     parser.add_argument("--trust", action="append", default=[])
     parser.add_argument("--keep-changed", action="store_true")
+    parser.add_argument("--resolvers", action="append", default=[], metavar="MODULE")
     args = parser.parse_intermixed_args()
     args.sweeps = [word for word in args.overrides if word.startswith("sweep=")]
+    if args.config_name is None:
+        # the default config has `experiment: null`, so Hydra takes experiment=x alone
+        args.overrides = [re.sub(r"^\+experiment=", "experiment=", word) for word in args.overrides]
     args.overrides = [
         word if word.startswith("resume=") else quote_value(sweep_directory(word))
         for word in args.overrides
@@ -138,32 +174,69 @@ def dispatch(args: Namespace) -> None:
     if args.help:
         print(HELP.format(groups=list_groups(args)), end="")
         return
+    resolvers.load_modules(args.resolvers)
     directory = resumed_directory(args)
     if directory is not None:
         from experiments import job
 
         job.resume(directory, args.trust)
     elif args.cfg or args.info or args.shell_completion or args.hydra_help:
+        if args.resolve:
+            Plugins.instance()  # first, since a plugin may register resolvers of the user's
+            resolvers.register()
         run_hydra_main(args)
-    elif args.multirun or "hydra.mode=MULTIRUN" in args.overrides:
+    elif args.multirun or (composed := compose_single(args)) is None:
         run_sweep(args)
     else:
-        composed, config = compose(args, args.overrides)
-        if args.sweeps:
-            raise UsageError(
-                f"{args.sweeps[0]}: names the directory of a sweep; add -m, or name this run's by "
-                f"hydra.run.dir={shlex.quote(sweep_directory(args.sweeps[0]).partition('=')[2])}"
-            )
+        enter(composed)
+        config = validate(composed)
+        try:
+            _ = composed.hydra.run.dir  # resolved here, so that a mistake in it is explained
+        except CONFIG_ERRORS as error:
+            raise explain(error, config_directories(args), args.overrides) from error
+        reject_sweep_flags(args)
         from experiments import job  # imports torch, so only after the config is validated
 
         job.run_single(composed, config)
 
 
+def compose_single(args: Namespace) -> DictConfig | None:
+    """The composed config of a single run; None if `hydra.mode` asks for a sweep.
+
+    Raises UsageError if it cannot be composed.
+    """
+    try:
+        composed = compose_unresolved(args, args.overrides)
+    except UsageError:
+        # several values for a key are no mistake where the config asks for a sweep
+        with contextlib.suppress(UsageError, *CONFIG_ERRORS):
+            grid = parse_grid(args, args.overrides)
+            swept = any(values for _, values in grid)
+            if swept and asks_for_sweep(compose_unresolved(args, first_values(grid))):
+                return None
+        raise
+    return None if asks_for_sweep(composed) else composed
+
+
+def asks_for_sweep(composed: DictConfig) -> bool:
+    """Whether `hydra.mode` says MULTIRUN, in a file or on the command line."""
+    return bool(composed.hydra.mode == RunMode.MULTIRUN)
+
+
+def reject_sweep_flags(args: Namespace) -> None:
+    """Raise UsageError for a flag or override of a single run's that only a sweep has."""
+    if args.keep_changed:
+        raise UsageError("--keep-changed: only valid with a sweep; add -m")
+    if args.sweeps:
+        raise UsageError(
+            f"{args.sweeps[0]}: names the directory of a sweep; add -m, or name this run's by "
+            f"hydra.run.dir={shlex.quote(sweep_directory(args.sweeps[0]).partition('=')[2])}"
+        )
+
+
 def resumed_directory(args: Namespace) -> Path | None:
     """The directory of `resume=RUN_DIR`, None without it. Raises UsageError for other overrides."""
     resumes = [override for override in args.overrides if override.startswith("resume=")]
-    if args.keep_changed and not args.multirun:
-        raise UsageError("--keep-changed: only valid with a sweep; add -m")
     if not resumes:
         if args.trust:
             raise UsageError(f"--trust {args.trust[0]}: only valid with resume=RUN_DIR")
@@ -175,6 +248,8 @@ def resumed_directory(args: Namespace) -> Path | None:
         raise UsageError(
             f"{' '.join(others) or '-m'}: a resumed run keeps its config; leave it out"
         )
+    if args.keep_changed:
+        reject_sweep_flags(args)
     return Path(resumes[0].partition("=")[2])
 
 
@@ -194,26 +269,26 @@ def check_grid(args: Namespace) -> tuple[DictConfig, list[Override]]:
     Each value is checked on its own, with the first values of the other keys: against the schema
     if its key is there, else by composing the config. Raises UsageError.
     """
-    try:
-        initialize(args)
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        overrides = parser.parse_overrides(args.overrides)
-        grid = [(override, swept_values(override)) for override in overrides]
-    except CONFIG_ERRORS as error:
-        raise explain(error, config_directories(args), args.overrides) from error
-    reject_repeated(overrides)
-    first_job = [values[0] if values else str(override.input_line) for override, values in grid]
-    first_job.append("hydra.mode=MULTIRUN")
-    composed = compose(args, first_job, number=0)[0]
+    grid = parse_grid(args, args.overrides)
+    reject_repeated([override for override, _ in grid])
+    composed = compose_unresolved(args, [*first_values(grid), IN_SWEEP])
+    if params := sweeper_params(composed):
+        grid = parse_grid(args, with_params(params, args.overrides))
+        reject_repeated([override for override, _ in grid])
+        composed = compose_unresolved(args, [*first_values(grid), IN_SWEEP])
+    first_job = [*first_values(grid), IN_SWEEP]
+    enter(composed, number=0)
+    config = validate(composed)
+    parser = override_parser(args)
     for position, (override, values) in enumerate(grid):
+        key = override.key_or_group
         for assignment in values[1:]:
-            if override.key_or_group in SCHEMA and not override.package:
-                value = parser.parse_override(assignment).value()
-                check_value(override.key_or_group, value)
+            if rule_for(key, config) is not None and not override.package:
+                check_value(key, parser.parse_override(assignment).value())
             else:
                 job = [*first_job[:position], assignment, *first_job[position + 1 :]]
                 compose(args, job, number=0)
-    overrides.append(parser.parse_override("hydra.mode=MULTIRUN"))
+    overrides = [override for override, _ in grid] + [parser.parse_override(IN_SWEEP)]
     return shared_config(args, composed, overrides), overrides
 
 
@@ -264,6 +339,8 @@ def run_sweep(args: Namespace) -> None:
 
 def run_hydra_main(args: Namespace) -> None:
     """Run Hydra's main for the flags that print something, as `--cfg`."""
+    set_entries(args.config_dir, args.config_path)
+    make_conf_importable()
     flags = [("--cfg", args.cfg), ("--info", args.info), ("--package", args.package)]
     flags += [("--config-name", args.config_name), ("--config-dir", args.config_dir)]
     # Hydra takes a relative one as relative to this file

@@ -20,7 +20,9 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.config import resolvers
 from experiments.config.compose import validate
+from experiments.config.secrets import redact, require
 from experiments.data import Data
 from experiments.directory import record
 from experiments.directory.claim import claim
@@ -107,7 +109,7 @@ def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
     with where_typed():
-        resolved = validate(config)
+        resolved = validate(config, allow_unused=True)  # checked where it was composed
     if not OmegaConf.is_missing(settings.job, "num") and (path / "run.json").exists():
         saved_text, text = (path / "config.yaml").read_bytes(), record.config_text(resolved)
         if record.built_part(saved_text) != record.built_part(text):
@@ -167,6 +169,7 @@ def run_in_sweep(config: DictConfig) -> float:
     Returns the best value of `trainer.monitor`, NaN for a failed run, plus or minus infinity,
     whichever is worse, for a diverged one.
     """
+    resolvers.load_modules()
     try:
         return run(config)
     except Diverged:
@@ -175,7 +178,7 @@ def run_in_sweep(config: DictConfig) -> float:
         print(f"experiments: {error}", file=sys.stderr)
         return math.nan
     except Exception:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return math.nan
 
 
@@ -194,6 +197,7 @@ def resume(path: Path, trust: Sequence[str]) -> None:
         print(already_finished)
         return
     check_objects(config, trust)
+    require(config, "")
     try:
         run_directory = record.reopen(path)
     except record.Completed:  # meanwhile, in another process
@@ -230,6 +234,7 @@ def execute(
                 lambda: interrupt.number,
                 epochs,
                 progress or make_progress,
+                lambda: interrupt.number,
             )
     except (Interrupted, KeyboardInterrupt) as interruption:
         run_directory.end("interrupted")
@@ -241,10 +246,12 @@ def execute(
             number = interruption.signal_number
         sys.exit(128 + number)
     except (UsageError, Diverged) as error:
-        run_directory.end("diverged" if isinstance(error, Diverged) else "failed", error=str(error))
+        run_directory.end(
+            "diverged" if isinstance(error, Diverged) else "failed", error=redact(str(error))
+        )
         raise
     except BaseException:
-        run_directory.end("failed", error=traceback.format_exc())
+        run_directory.end("failed", error=redact(traceback.format_exc()))
         raise
     run_directory.end("finished")
     return best
@@ -269,10 +276,15 @@ def summary(run_directory: record.Run) -> str:
     best, test = run_directory.record["metrics"]["best"], run_directory.record["metrics"]["test"]
     with where_typed():
         path = shlex.quote(display_path(run_directory.path))
+
+    def accuracy(metrics: dict[str, float], tag: str, name: str) -> str:
+        return f", {name} {metrics[tag]:.4f}" if tag in metrics else ""
+
     return (
-        f"best  loss/valid {best['loss/valid']:.4f}, accuracy/valid {best['accuracy/valid']:.4f} "
-        f"(epoch {best['epoch']})\n"
-        f"test  loss {test['loss/test']:.4f}, accuracy {test['accuracy/test']:.4f} (last epoch)\n"
+        f"best  loss/valid {best['loss/valid']:.4f}"
+        f"{accuracy(best, 'accuracy/valid', 'accuracy/valid')} (epoch {best['epoch']})\n"
+        f"test  loss {test['loss/test']:.4f}{accuracy(test, 'accuracy/test', 'accuracy')} "
+        "(last epoch)\n"
         f"run   {path}\n"
         f"look  tensorboard --logdir {path}"
     )

@@ -30,6 +30,7 @@ from experiments.training.fit import (
     EagerSteps,
     FitOptions,
     Steps,
+    as_metrics,
     evaluate,
     fit,
 )
@@ -46,13 +47,16 @@ def train(
     stop_signal: Callable[[], int | None] = lambda: None,
     epochs: int | None = None,
     progress: Callable[[int, int], Progress] = make_progress,
+    stop_evaluation: Callable[[], int | None] = lambda: None,
 ) -> float:
     """Train the model of a resolved config and write all results to the run directory.
 
     Continues from the run's newest checkpoint if there is one. With `epochs` it stops after that
     many epochs and skips the test split. `progress` is called with the number of epochs and of
-    batches per epoch. Returns the best value of `trainer.monitor`. Raises UsageError if the parts
-    do not fit together, Diverged and Interrupted as `fit` does.
+    batches per epoch; `stop_signal` once a step and `stop_evaluation` once a batch of an
+    evaluation: each returns a signal's number or None. Returns the best value of
+    `trainer.monitor`. Raises UsageError if the parts do not fit together, Diverged and Interrupted
+    as `fit` does.
     """
     trainer, seed = config["trainer"], config["seed"]
     device = prepare_torch(trainer)
@@ -76,7 +80,10 @@ def train(
         checkpoints.save(state.step, state.epoch, content, best=best)
 
     options = FitOptions(epochs or trainer["epochs"], trainer["log_every"], trainer["monitor"])
-    callbacks = Callbacks(tracker.log, save, reporter, checkpoints.due, stop_signal)
+    callbacks = Callbacks(
+        tracker.log, save, reporter, checkpoints.due, stop_signal, stop_evaluation,
+        parts.schedule.end_epoch,
+    )  # fmt: skip
     with closing(tracker):
         try:
             fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
@@ -87,7 +94,7 @@ def train(
             reporter.close()
             run.update(metrics={"best": state.best, "last": state.last})
         if epochs is None:
-            evaluate_test_split(parts, state, run, tracker, stop_signal)
+            evaluate_test_split(parts, state, run, tracker, stop_evaluation)
     weights = fingerprint(parts.model.state_dict())
     run.update(weights={**run.record["weights"], "final": weights})
     return state.best[trainer["monitor"]]
@@ -111,7 +118,11 @@ def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
             raise ValueError("the order of the model's parameters has changed")
         parts.model.load_state_dict(saved["model"])
         parts.opt.load_state_dict(saved["optimizer"])
-        parts.scheduler.load_state_dict(saved["scheduler"])
+        parts.schedule.scheduler.load_state_dict(saved["scheduler"])
+        # an earlier version stepped every schedule after each step
+        parts.schedule.every = saved.get("scheduler_every", "step")
+        # or a schedule that moves at once, at the end of an epoch, would warn
+        parts.opt._opt_called = True  # type: ignore[attr-defined]
         parts.loss_func.load_state_dict(saved.get("loss", parts.loss_func.state_dict()))
         # an earlier version counted every batch by its rows, and kept no state of the loss
         weights = {"weight": saved["state"]["rows"], "epoch_weight": saved["state"]["epoch_rows"]}
@@ -127,7 +138,8 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
         "model": parts.model.state_dict(),
         "loss": parts.loss_func.state_dict(),
         "optimizer": parts.opt.state_dict(),
-        "scheduler": parts.scheduler.state_dict(),
+        "scheduler": parts.schedule.scheduler.state_dict(),
+        "scheduler_every": parts.schedule.every,
         "random": global_state(),
     }
 
@@ -142,7 +154,7 @@ def make_steps(
     """
     weigh = step_weights(parts.loss_func, train)
     if not trainer["compile"]:
-        return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.scheduler,
+        return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.schedule.by_step,
                           parts.train_loader, trainer["accumulate"], weigh), {}  # fmt: skip
     from experiments.compiled.steps import CompiledSteps  # takes a second to import
 
@@ -150,7 +162,7 @@ def make_steps(
         parts.model,
         parts.loss_func,
         parts.opt,
-        parts.scheduler,
+        parts.schedule.by_step,
         parts.train_loader,
         accumulated=trainer["accumulate"],
         clip_norm=trainer["clip_norm"],
@@ -178,13 +190,13 @@ def evaluate_test_split(
     state: State,
     run: Run,
     tracker: Tracker,
-    stop_signal: Callable[[], int | None] = lambda: None,
+    stop_evaluation: Callable[[], int | None],
 ) -> None:
     """Evaluate the last weights on the test split and log the results. Raises Interrupted after a
     signal; the last checkpoint is of these weights.
     """
-    loss, accuracy = evaluate(parts.model, parts.loss_func, parts.test_loader, stop_signal)
-    metrics = {"loss/test": loss, "accuracy/test": accuracy}
+    results = evaluate(parts.model, parts.loss_func, parts.test_loader, stop_evaluation)
+    metrics = as_metrics("test", *results)
     tracker.log(state.step, state.epoch, metrics)
     run.update(metrics={**run.record["metrics"], "test": metrics})
     tracker.hparams_end(success=True)

@@ -1,14 +1,43 @@
-"""The overrides of a sweep: several values for a key, and what its jobs share."""
+"""The overrides of a sweep: on the command line and in `hydra.sweeper.params`, several values for a
+key, and what its jobs share.
+"""
 
 from argparse import Namespace
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from hydra._internal.config_loader_impl import get_overrides_dirname
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from experiments.config.compose import compose_unchecked, enter
+from experiments.config import resolvers
+from experiments.config.compose import compose_unresolved, config_directories, enter, initialize
+from experiments.config.slips import CONFIG_ERRORS, explain
 from experiments.errors import UsageError
+
+SWEEPERS = ("basic", "tpe")  # whose hydra.sweeper.params are read here; others read them
+
+
+def override_parser(args: Namespace) -> OverridesParser:
+    """Hydra's parser for the overrides of a command line, which knows the options of groups."""
+    initialize(args)
+    return OverridesParser.create(GlobalHydra.instance().config_loader())
+
+
+def parse_grid(args: Namespace, words: list[str]) -> list[tuple[Override, list[str]]]:
+    """Each override with its swept values, as from `swept_values`. Raises UsageError."""
+    try:
+        overrides = override_parser(args).parse_overrides(words)
+        return [(override, swept_values(override)) for override in overrides]
+    except CONFIG_ERRORS as error:
+        raise explain(error, config_directories(args), words) from error
+
+
+def first_values(grid: list[tuple[Override, list[str]]]) -> list[str]:
+    """The overrides of a sweep's first job, which is composed as one of a sweep."""
+    return [values[0] if values else str(override.input_line) for override, values in grid]
 
 
 def swept_values(override: Override) -> list[str]:
@@ -45,6 +74,31 @@ def reject_repeated(overrides: list[Override]) -> None:
             swept[key] = line
 
 
+def with_params(params: Mapping[Any, Any] | None, arguments: list[str]) -> list[str]:
+    """The overrides of a sweep: the `hydra.sweeper.params` of its config, as Hydra's basic sweeper
+    reads them, then those of the command line, which win.
+    """
+    if not params:
+        return arguments
+    given = {argument.partition("=")[0].lstrip("+") for argument in arguments}
+    return [f"{key}={value}" for key, value in params.items()
+            if str(key).lstrip("+") not in given] + arguments  # fmt: skip
+
+
+def sweeper_params(composed: DictConfig) -> dict[Any, Any]:
+    """`hydra.sweeper.params` of a composed config, {} where a sweeper of others reads them. Raises
+    UsageError if one cannot be resolved.
+    """
+    params = composed.hydra.sweeper.get("params")
+    if not params or composed.hydra.runtime.choices["hydra/sweeper"] not in SWEEPERS:
+        return {}
+    resolvers.register()
+    try:
+        return cast(dict[Any, Any], OmegaConf.to_container(params, resolve=True))
+    except CONFIG_ERRORS as error:
+        raise explain(error, [], []) from error
+
+
 def shared_config(args: Namespace, first: DictConfig, overrides: list[Override]) -> DictConfig:
     """The config that a sweep's jobs share, with its `hydra` node: composed without the swept
     keys, as Hydra does, or with the values of the first job if other overrides need those.
@@ -53,12 +107,14 @@ def shared_config(args: Namespace, first: DictConfig, overrides: list[Override])
     """
     fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
     try:
-        shared = compose_unchecked(args, fixed)
+        shared = compose_unresolved(args, fixed)
     except UsageError:
         shared = first
     task = [override for override in overrides if not override.is_hydra_override()]
     naming = shared.hydra.job.config.override_dirname
     with open_dict(shared):
+        if sweeper_params(shared):  # they are among the overrides
+            shared.hydra.sweeper.params = None
         shared.hydra.overrides.task = [str(override.input_line) for override in task]
         shared.hydra.job.override_dirname = get_overrides_dirname(
             task, list(naming.exclude_keys), naming.item_sep, naming.kv_sep

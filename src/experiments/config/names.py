@@ -113,13 +113,15 @@ def run_name(overrides: str) -> str:
     return f"{name.encode()[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
 
 
-def suggest(word: str, words: Iterable[str], prefix: str = "") -> str:
-    """The hint `; did you mean X?` for the closest word, else a list of up to 12 valid words."""
+def suggest(word: str, words: Iterable[str], prefix: str = "", *, show_all: bool = True) -> str:
+    """The hint `; did you mean X?` for the closest word, else, with `show_all`, a list of up to 12
+    valid words.
+    """
     import difflib
 
     words = sorted({known for known in words if not known.startswith("_")})
     close = difflib.get_close_matches(word, words, n=1)
     if close:
         return f"; did you mean {prefix}{close[0]}?"
-    few = 0 < len(words) <= 12
+    few = show_all and 0 < len(words) <= 12
     return f"; there is {', '.join(prefix + known for known in words)}" if few else ""

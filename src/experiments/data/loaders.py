@@ -241,8 +241,8 @@ class TorchLoader:
             dataset,
             batch_sampler=(index.tolist() for index in indices),
             num_workers=self.num_workers,
-            multiprocessing_context=start_method() if self.num_workers else None,
             worker_init_fn=start_loader_worker,
+            multiprocessing_context=start_method() if self.num_workers else None,
             # by default it draws from the global generator, which would change dropout
             generator=torch.Generator().manual_seed(derive(self.rows.seed, "workers", epoch)),
             pin_memory=self.device != "cpu",

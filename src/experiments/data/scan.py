@@ -8,8 +8,8 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from experiments.data import Split, reads_samples
 from experiments.data.samples import Samples, preserved_generators
+from experiments.data.splits import Split, reads_samples
 from experiments.directory.fingerprint import fingerprint
 
 # The rows of a Dataset that are read if it brings a fingerprint of its own.

@@ -36,7 +36,8 @@ from experiments.directory.claim import (
     reject_symlinks,
     remove_temporary_files,
 )
-from experiments.directory.environment import git_state, packages
+from experiments.directory.environment import packages
+from experiments.directory.git import GitState, git_state
 from experiments.directory.identity import identify
 from experiments.directory.plain_json import dumps, nan_for_null
 from experiments.errors import UsageError
@@ -104,12 +105,12 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
     with _lock(path) as lock:
         ensure_no_run(path)
         remove_temporary_files(path)
-        commit, diff = git_state()
+        git = git_state()
         text = config_text(config)
-        run = Run(path, lock, _new_record(config, overrides, text, commit, diff))
+        run = Run(path, lock, _new_record(config, overrides, text, git))
         durable.write(path / "config.yaml", text)
-        if diff:
-            durable.write(path / "git.diff", diff)
+        if git.diff:
+            durable.write(path / "git.diff", git.diff)
         run.update()
     return run
 
@@ -126,7 +127,7 @@ def _lock(path: Path) -> Iterator[Lock]:
 
 
 def _new_record(
-    config: dict[str, Any], overrides: list[str], text: bytes, commit: str | None, diff: bytes
+    config: dict[str, Any], overrides: list[str], text: bytes, git: GitState
 ) -> dict[str, Any]:
     """The run.json of a new run; `text` is its config.yaml."""
     return {
@@ -145,11 +146,7 @@ def _new_record(
         "platform": platform.platform(),
         "packages": packages(),
         **identify(config),
-        "git": {
-            "commit": commit,
-            "dirty": bool(diff),
-            "diff": hashlib.sha256(diff).hexdigest() if diff else None,
-        },
+        "git": git.record,
     }
 
 

@@ -1,7 +1,8 @@
 """Metrics logging: `Tracker.log` writes every number to TensorBoard and to metrics.jsonl.
 
-Tags are `loss/train`, `loss/train_epoch`, `loss/valid`, `accuracy/valid`, `lr`, `throughput`
-(rows per second), `loss/test`, `accuracy/test`; steps are optimizer steps.
+Tags are `loss/train`, `loss/train_epoch`, `loss/valid`, `accuracy/valid`, `lr` (`lr/1` and so on of
+further parameter groups whose rates differ), `throughput` (rows per second), `loss/test`,
+`accuracy/test`; steps are optimizer steps. Only models of classes have an accuracy.
 """
 
 import os
@@ -24,6 +25,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from experiments.directory import durable
 from experiments.directory.metrics import METRICS
 from experiments.directory.plain_json import dumps
 
@@ -106,7 +108,7 @@ class Tracker:
         """Flush to disk; returns the size of each file in bytes: a checkpoint's `positions`."""
         for file in (self._metrics, self._events):
             file.flush()
-            os.fsync(file.fileno())
+            durable.sync(file.fileno())
         files = [METRICS, *(file.name for file in self.directory.glob(EVENTS + "*"))]
         return {name: (self.directory / name).stat().st_size for name in files}
 

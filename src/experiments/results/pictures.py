@@ -44,8 +44,11 @@ def results_picture(rows: Sequence[Row], keys: Sequence[str]) -> bytes:
 
 
 def shorten_label(text: str) -> str:
-    """The end of a name or value that is too long to leave room for the plot."""
-    return text if len(text) <= MAX_LABEL else f"…{text[1 - MAX_LABEL :]}"
+    """The end of a name or value that is too long to leave room for the plot; dollar signs, which
+    would begin a formula, as they are.
+    """
+    short = text if len(text) <= MAX_LABEL else f"…{text[1 - MAX_LABEL :]}"
+    return short.replace("$", r"\$")
 
 
 def score(row: Row) -> float:

@@ -1,7 +1,6 @@
 """The jobs of a sweep: config, directory and progress of each. Imports no torch."""
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import escape
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.config.compose import enter, validate
 from experiments.config.names import flatten, format_value, run_name
+from experiments.config.references import RESOLVER
 from experiments.directory.identity import differences, identify
 from experiments.directory.paths import display_path
 from experiments.directory.record import (
@@ -25,8 +25,6 @@ from experiments.directory.record import (
 )
 from experiments.errors import UsageError
 from experiments.results.rows import run_directories
-
-RESOLVER = re.compile(r"\$\{\s*[\w.]+\s*:")  # the call of one, such as ${now:%S}
 
 
 @dataclass
@@ -105,7 +103,7 @@ def place_job(
     and the name gets a suffix.
     """
     enter(composed, number)
-    config = validate(composed)
+    config = validate(composed, allow_unused=True)
     text = built_part(config_text(config))
     path, others, notices = None, list[Path](), list[str]()
     for place in places(directory, composed, continuation):

@@ -1,5 +1,6 @@
 """The pool of worker processes of a sweep. Imports no torch."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.config.compose import validate
 from experiments.config.cuda import cuda_devices
@@ -117,7 +118,7 @@ class Pool:
 
         The worker keeps the data for its next job.
         """
-        key = OmegaConf.to_yaml(composed.data, resolve=True)
+        key = json.dumps(validate(composed, allow_unused=True)["data"])
         if key not in self.data_read:
             idle = [worker for worker in self.workers if worker.job is None]
             worker = idle[0] if idle else self.add_worker(composed)
@@ -226,7 +227,9 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
         if not (job.path / "run.json").exists():
             job.path.mkdir(parents=True, exist_ok=True)
             overrides = [str(override) for override in job.composed.hydra.overrides.task]
-            record.start(job.path, validate(job.composed), overrides).end("failed", error)
+            record.start(job.path, validate(job.composed, allow_unused=True), overrides).end(
+                "failed", error
+            )
         saved = record.record_end(job.path, "failed", error)
     except UsageError:  # run.json is unreadable, or a child of the dead worker holds the lock
         return "failed", None, error

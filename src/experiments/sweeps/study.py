@@ -90,7 +90,7 @@ def describe(
 
     def config(values: dict[str, Any]) -> dict[str, Any]:
         searched = [f"{key}={format_value(value)}" for key, value in values.items()]
-        return dict(flatten(validate(compose([*fixed, *searched]))))
+        return dict(flatten(validate(compose([*fixed, *searched]), allow_unused=True)))
 
     first = {key: first_value(distribution) for key, distribution in space.items()}
     base = config(first)

@@ -99,7 +99,8 @@ class Sweep:
         Raises Interrupted after a signal, once every running job has written a checkpoint.
         """
         # needed for the plot at the end; imported here, where the parent is idle anyway
-        from experiments.results import pictures  # noqa: F401
+        with contextlib.suppress(Exception):  # told at the end
+            from experiments.results import pictures  # noqa: F401
 
         self.directory.mkdir(parents=True, exist_ok=True)
         placed: list[Job] = []

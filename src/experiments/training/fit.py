@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from experiments.data.loaders import Batch, Loader
 from experiments.errors import Interrupted
+from experiments.training.accuracy import Accuracy
 from experiments.training.determinism import global_state, restore_global_state
 from experiments.training.means import Weigh, evaluation_weights, mean_loss
 from experiments.training.progress import Progress
@@ -22,7 +23,7 @@ LossFunc = Callable[[Tensor, Tensor], Tensor]
 
 
 class Scheduler(Protocol):
-    """Changes the learning rate after every step."""
+    """Changes the learning rate; stepped after each optimizer step."""
 
     def step(self) -> None: ...
 
@@ -47,11 +48,15 @@ class FitOptions:
 class Callbacks:
     """What the loop calls.
 
-    log(step, epoch from 1, metrics): `loss/train` and `lr` every `log_every` steps;
-        `loss/train_epoch`, `loss/valid`, `accuracy/valid` and `throughput` at each epoch's end.
+    log(step, epoch from 1, metrics): `loss/train` and `lr` every `log_every` steps, with `lr/1`
+        and so on for the further parameter groups whose rates differ from the first one's;
+        `loss/train_epoch`, `loss/valid`, `accuracy/valid` if there is one, and `throughput` at each
+        epoch's end.
     save(state, whether it is the best so far): at each epoch's end, when `checkpoint_due(last step,
         number of steps in the last result)` is true, and when `stop_signal` returns a signal's
-        number.
+        number, which is asked once a step.
+    stop_evaluation: the same within a validation, asked once a batch.
+    end_epoch(the epoch's monitored number): at each epoch's end, before `save`.
     """
 
     log: Callable[[int, int, Metrics], None]
@@ -59,6 +64,8 @@ class Callbacks:
     progress: Progress
     checkpoint_due: Callable[[int, int], bool] = lambda step, step_count: False
     stop_signal: Callable[[], int | None] = lambda: None
+    stop_evaluation: Callable[[], int | None] = lambda: None
+    end_epoch: Callable[[float], None] = lambda monitored: None
 
 
 def loss_batch(
@@ -133,7 +140,7 @@ class EagerSteps:
 
     def step(self, batches: list[Batch]) -> StepResult:
         """One optimizer step on some batches, then one scheduler step."""
-        lr = self.opt.param_groups[0]["lr"]
+        lr, *group_lrs = [group["lr"] for group in self.opt.param_groups]
         weights = None
         if self.weigh is not None:
             weights = torch.stack([self.weigh(yb) for _, yb in batches])
@@ -144,7 +151,7 @@ class EagerSteps:
         else:
             loss, rows = accumulate(self.model, self.loss_func, batches, self.opt)
         self.scheduler.step()
-        return StepResult(loss, [lr], rows, len(batches), weights)
+        return StepResult(loss, [lr], rows, len(batches), weights, group_lrs)
 
 
 @torch.no_grad()
@@ -153,19 +160,19 @@ def evaluate(
     loss_func: LossFunc,
     loader: Loader,
     stop_signal: Callable[[], int | None] = lambda: None,
-) -> tuple[float, float]:
+) -> tuple[float, float | None]:
     """The mean loss over all rows, each batch weighted by its size, or as the loss weighs its
-    targets, and the fraction of rows whose largest logit is the target. NaN if no target counts.
-    Raises Interrupted after a signal.
+    targets (NaN if no target counts), and the fraction of targets whose class has the largest
+    logit; None where outputs and targets have no accuracy. Raises Interrupted after a signal.
     """
     model.eval()
     if isinstance(loss_func, nn.Module):
         loss_func.eval()
-    losses, sizes, correct = [], [], []
+    losses, sizes, accuracy = [], [], Accuracy(loss_func)
     weigh, weights = evaluation_weights(loss_func, loader), []
 
     def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
-        correct.append((logits.argmax(1) == targets).sum())
+        accuracy.add(logits, targets)
         return loss_func(logits, targets)
 
     for xb, yb in loader.batches():
@@ -180,7 +187,12 @@ def evaluate(
     mean = mean_loss(
         torch.stack(losses).tolist(), sizes, torch.stack(weights).tolist() if weights else []
     )
-    return mean, int(torch.stack(correct).sum()) / sum(sizes)
+    return mean, accuracy.compute()
+
+
+def as_metrics(split: str, loss: float, accuracy: float | None) -> Metrics:
+    """What `evaluate` returned for a split, by tag."""
+    return {f"loss/{split}": loss} | ({} if accuracy is None else {f"accuracy/{split}": accuracy})
 
 
 def fit(
@@ -233,12 +245,12 @@ def validate(
     """
     random_state = global_state()
     try:
-        loss, accuracy = evaluate(model, loss_func, loader, callbacks.stop_signal)
+        results = evaluate(model, loss_func, loader, callbacks.stop_evaluation)
     except Interrupted:
         restore_global_state(*random_state)
         callbacks.save(state, False)
         raise
-    return {"loss/valid": loss, "accuracy/valid": accuracy}
+    return as_metrics("valid", *results)
 
 
 def end_epoch(
@@ -261,6 +273,7 @@ def end_epoch(
     better = not state.best or improves(monitor, state.last[monitor], state.best[monitor])
     if better:
         state.best = state.last
+    callbacks.end_epoch(state.last[monitor])
     callbacks.save(state, better)
     callbacks.progress.epoch_end(state.epoch, {**metrics, "throughput": throughput})
 
