@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from experiments.config.names import run_name
 from experiments.directory.checkpoints import Checkpoints
 from experiments.directory.claim import LOCK_FILE, lock_directory
 from experiments.sweeps.jobs import Job
+from experiments.sweeps.pool import record_interruption
 from experiments.sweeps.view import LiveTable
 
 Completed = subprocess.CompletedProcess[str]
@@ -304,6 +306,20 @@ def test_the_loader_processes_of_a_worker_that_is_killed_leave_too(
     assert code == 1
     assert len(re.findall(r"failed .*SIGKILL", out)) == 2
     assert states(tmp_path / "outputs" / "s") == ["failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("running", "interrupted"), ("finished", "finished")]
+)
+def test_a_run_whose_worker_a_signal_ended_before_it_could_say_so_is_recorded(
+    before: str, after: str, finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    path = shutil.copytree(finished_run.path, tmp_path / "run")
+    change_record(path, state=before)
+    state, value, error = record_interruption(Job("run", path, OmegaConf.create()))
+    assert (state, error) == (after, None)
+    assert (value is None) == (after == "interrupted")
+    assert record(path)["state"] == after
 
 
 # Workers, and a config that changes

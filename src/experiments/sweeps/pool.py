@@ -175,11 +175,11 @@ class Pool:
         code = worker.process.exitcode
         # before the run had installed its signal handlers
         if code == -signal.SIGTERM and worker.stop_requested:
-            return ("end", "interrupted", None, None)
+            return ("end", *record_interruption(job))
         # a signal to the whole process group reaches workers and fork server, too
         stopped = self.interrupt is not None and self.interrupt.number is not None
         if stopped and code in (FORK_SERVER_DIED, *(-number for number in STOP_SIGNALS)):
-            return ("end", "interrupted", None, None)
+            return ("end", *record_interruption(job))
         return ("end", *record_death(job, exit_reason(code)))
 
     def terminate(self) -> None:
@@ -233,6 +233,21 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
         saved = record.record_end(job.path, "failed", error)
     except UsageError:  # run.json is unreadable, or a child of the dead worker holds the lock
         return "failed", None, error
+    return recorded_end(job, saved)
+
+
+def record_interruption(job: Job) -> tuple[str, float | None, str | None]:
+    """Record a run whose worker was ended by a signal before the run could handle it; as
+    `record_death`, but a run without a record gets none.
+    """
+    try:
+        return recorded_end(job, record.record_end(job.path, "interrupted"))
+    except UsageError:  # there is no run.json yet, or it is unreadable
+        return "interrupted", None, None
+
+
+def recorded_end(job: Job, saved: dict[str, Any]) -> tuple[str, float | None, str | None]:
+    """The state, value and error of a run from its record."""
     if saved["state"] == "finished":
         return "finished", saved["metrics"]["best"][job.monitor], None
     return saved["state"], None, saved.get("error")
