@@ -23,7 +23,7 @@ FLOORS = [
     ("data", ("data",)),
     ("directory", ("directory",)),
     ("config", ("config",)),
-    ("errors", ("interrupt", "errors")),
+    ("errors", ("interrupt", "stdio", "errors")),
 ]
 
 ROW, WIDTH, LEFT, BOX = 46, 900, 210, 560  # pixels

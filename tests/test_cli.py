@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,40 @@ def test_help_lists_every_group_and_option_and_imports_no_torch(watched: Command
         assert [option.rstrip("*") for option in line.split(", ")] == options
 
 
+def test_the_commands_that_the_help_lists_have_a_help_of_their_own(watched: Command) -> None:
+    modules = re.findall(
+        r"^  python -m (experiments\.\w+) ", watched("--help").stdout, re.MULTILINE
+    )
+    assert len(modules) == 3
+    for module in modules:
+        completed = subprocess.run(
+            [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
+        )
+        assert completed.stdout.startswith(f"usage: python -m {module}")
+
+
+def test_version_is_that_of_this_package(watched: Command) -> None:
+    completed = watched("--version")
+    assert completed.stdout == f"experiments {metadata.version('experiments')}\n"
+    assert (completed.returncode, completed.stderr) == (0, "")
+
+
+def test_a_flag_may_stand_between_overrides(watched: Command) -> None:
+    completed = watched("seed=3", "--cfg", "job", "optimizer.lr=0.2", "--package", "optimizer")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert yaml.safe_load(completed.stdout)["lr"] == 0.2
+
+
+def test_a_relative_config_path_is_one_from_the_working_directory(
+    watched: Command, tmp_path: Path
+) -> None:
+    shutil.copytree(CONF, tmp_path / "mine")
+    (tmp_path / "mine" / "optimizer" / "fast.yaml").write_text("defaults: [sgd]\nlr: 0.7\n")
+    flags = ["--config-path", "mine", "--cfg", "job", "--package", "optimizer.lr"]
+    completed = watched(*flags, "optimizer=fast")
+    assert (completed.returncode, completed.stdout, completed.stderr) == (0, "0.7\n", "")
+
+
 def test_help_marks_the_default_options(
     watched: Command, compose: Callable[[list[str]], dict[str, Any]]
 ) -> None:
@@ -231,6 +266,18 @@ def test_shell_completion_completes(typed: str, expected: list[str], watched: Co
         (["-m", "model=mlp,mlpp"], ["model=mlpp", "did you mean model=mlp?"]),
         (["-m", "optimizer.lrr=1,2"], ["optimizer.lrr", "did you mean optimizer.lr?"]),
         (["-m", "seed=0,1", "model.hiden=[3]"], ["model.hiden", "did you mean model.hidden?"]),
+        (["-m", "seed=1,2", "seed=3,4"], ["seed=1,2 and seed=3,4", "all of its values together"]),
+        (["-m", "seed=1,2", "++seed=3"], ["seed=1,2 and ++seed=3", "all of its values together"]),
+        (["-m", "seed=range(0,0)"], ["seed=range(0,0)", "has no value to sweep"]),
+        (["-m", "seed=interval(0,1)"], ["seed=0.0", "expected a whole number"]),
+        (["-m", "optimizer.lr=interval(0.1,1)"], ["interval(0.1,1)", "hydra/sweeper=tpe"]),
+        (["-m", "hydra.run.dir=a,b"], ["hydra.run.dir=a,b", "give one value"]),
+        (["-m", "hydra.sweep.subdir=/a", "seed=0,1"], ["hydra.sweep.subdir=/a", "below"]),
+        (["sweep=x"], ["sweep=x", "add -m", "hydra.run.dir=outputs/x"]),
+        (["-m", "sweep="], ["sweep=", "as in sweep=first"]),
+        (["--cfg", "job", "resume=x"], ["resume=x", "config.yaml"]),
+        (["warmup=0.1"], ["warmup", "scheduler=cosine has scheduler.warmup"]),
+        (["optimizer.betas=[0.9,0.9]"], ["optimizer=adam has optimizer.betas"]),
         (["-m", "seed=0,1", "optimizer.lr=[1"], ["optimizer.lr=[1", "write key=value"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -312,6 +359,52 @@ def test_a_damaged_data_file_is_told_in_one_line_and_leaves_nothing(
     assert line.startswith(f"{file}: ")
     assert "copy it again" in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_does_not_hide_the_runs_of_a_sweep(cli: Command, tmp_path: Path) -> None:
+    run = tmp_path / "outputs" / "first" / "seed=0"
+    run.mkdir(parents=True)
+    (run / "run.json").touch()
+    line = usage_error(cli("hydra.run.dir=outputs/first"))
+    assert line.startswith("hydra.run.dir=outputs/first: holds the runs of a sweep")
+    assert list((tmp_path / "outputs" / "first").iterdir()) == [run]
+
+
+@pytest.mark.parametrize("name", ["2026-11-24/06-46-36", "2026-11-24/06-46-36/more"])
+def test_a_sweep_does_not_lie_in_the_directory_of_a_run(
+    name: str, watched: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "outputs" / "2026-11-24" / "06-46-36"
+    run.mkdir(parents=True)
+    (run / "run.json").touch()
+    line = usage_error(watched("-m", "seed=0,1", f"sweep={name}"))
+    assert line.startswith(f"hydra.sweep.dir=outputs/{name}: ")
+    assert "holds a single run" in line
+    assert list(run.iterdir()) == [run / "run.json"]
+
+
+def test_a_run_directory_is_named_after_the_options_that_were_chosen(
+    cli: Command, small_mnist_dir: Path, tmp_path: Path
+) -> None:
+    completed = cli(
+        f"data.path={small_mnist_dir}", "model=linear", "trainer.epochs=1", "optimizer=adam",
+        "hydra.run.dir=outputs/${hydra:runtime.choices.optimizer}",
+    )  # fmt: skip
+    assert completed.returncode == 0, completed.stderr
+    assert record(tmp_path / "outputs" / "adam")["state"] == "finished"
+
+
+def test_a_relative_path_means_the_same_if_the_job_changes_its_directory(
+    cli: Command, small_mnist_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_mnist_dir, tmp_path / "rows (new)")
+    completed = cli(
+        "data.path=rows (new)", "model=linear", "trainer.epochs=1", "hydra.job.chdir=true",
+        "hydra.run.dir=here",
+    )  # fmt: skip
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.splitlines()[-2:] == ["run   here", "look  tensorboard --logdir here"]
+    assert record(tmp_path / "here")["config"]["data"]["path"] == str(tmp_path / "rows (new)")
 
 
 # User-defined parts

@@ -6,11 +6,10 @@ import os
 import random
 import re
 import shutil
-import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,11 @@ from conftest import FinishedRun
 from saved_runs import call, change_record, record
 
 from experiments.compare import main
+from experiments.directory.claim import lock_directory
+from experiments.results import pictures
+from experiments.results.fitting import short_keys
+from experiments.results.rows import collect
+from experiments.results.tables import table
 
 Completed = subprocess.CompletedProcess[str]
 Compare = Callable[..., Completed]
@@ -28,17 +32,15 @@ Change = dict[str, Any]
 @pytest.fixture
 def compare(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Compare]:
+) -> Compare:
     """`python -m experiments.compare` in tmp_path, called in this process."""
     monkeypatch.chdir(tmp_path)
-    pipe = signal.getsignal(signal.SIGPIPE)
 
     def compare(*arguments: object) -> Completed:
         code = call(main, *arguments)
         return Completed("compare", code, *capsys.readouterr())
 
-    yield compare
-    signal.signal(signal.SIGPIPE, pipe)
+    return compare
 
 
 def make_run(finished: Path, path: Path, overrides: Change, **changes: Any) -> Path:
@@ -106,6 +108,19 @@ def test_it_ranks_the_runs_by_their_best_number_whatever_their_names(
     ]  # fmt: skip
 
 
+def test_runs_without_an_accuracy_have_no_column_for_it(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    best = {"loss/valid": 0.5, "epoch": 2, "step": 20}
+    for seed in range(2):
+        make_run(finished_run.path, tmp_path / "sweep" / str(seed), {"seed": seed},
+                 metrics={"best": best, "last": best})  # fmt: skip
+    completed = compare("sweep")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert "accuracy" not in completed.stdout
+    assert [line["best loss/valid"] for line in results(tmp_path / "sweep")] == ["0.5", "0.5"]
+
+
 def test_where_accuracy_is_monitored_the_higher_is_the_better(
     finished_run: FinishedRun, tmp_path: Path, compare: Compare
 ) -> None:
@@ -115,6 +130,40 @@ def test_where_accuracy_is_monitored_the_higher_is_the_better(
         make_run(finished_run.path, path, overrides, metrics=reached(1.0, accuracy))
     assert compare("sweep").returncode == 0
     assert [line["seed"] for line in results(tmp_path / "sweep")] == ["1", "2", "0"]
+
+
+def test_runs_with_different_metrics_are_ranked_apart_and_a_line_says_so(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    for number, (monitor, loss, accuracy) in enumerate([
+        ("loss/valid", 0.5, 0.9), ("accuracy/valid", 0.1, 0.6), ("loss/valid", 0.2, 0.3),
+        ("accuracy/valid", 0.7, 0.8),
+    ]):  # fmt: skip
+        overrides = {"seed": number, "trainer.monitor": monitor}
+        path = tmp_path / "sweep" / str(number)
+        make_run(finished_run.path, path, overrides, metrics=reached(loss, accuracy))
+    completed = compare("sweep")
+    assert completed.returncode == 0
+    found = [(line["trainer.monitor"], line["rank"], line["seed"])
+             for line in results(tmp_path / "sweep")]  # fmt: skip
+    assert found == [
+        ("accuracy/valid", "1", "3"), ("accuracy/valid", "2", "1"),
+        ("loss/valid", "1", "2"), ("loss/valid", "2", "0"),
+    ]  # fmt: skip
+    assert "\nranked apart: trainer.monitor is accuracy/valid or loss/valid\n" in completed.stdout
+
+
+def test_the_metric_is_a_column_where_it_comes_from_a_changed_file(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    """No override names it then."""
+    for number, monitor in enumerate(["loss/valid", "accuracy/valid"]):
+        path = tmp_path / "sweep" / str(number)
+        make_run(finished_run.path, path, {"seed": number, "trainer.monitor": monitor})
+        change_record(path, overrides=[f"seed={number}"])
+    assert compare("sweep").returncode == 0
+    metrics = [line["trainer.monitor"] for line in results(tmp_path / "sweep")]
+    assert metrics == ["accuracy/valid", "loss/valid"]
 
 
 def test_results_csv_has_every_bit_and_every_directory(
@@ -147,6 +196,29 @@ def test_there_is_a_picture_for_any_number_of_swept_keys(
     lines = results(tmp_path / "sweep")
     assert len(lines) == 3 ** len(keys)
     assert set(keys) <= lines[0].keys()
+
+
+def test_a_picture_that_cannot_be_drawn_costs_a_line_and_no_number(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid(finished_run.path, tmp_path / "sweep", ["seed"])
+    (tmp_path / "sweep" / "results.png").write_bytes(b"a picture of before")
+
+    def broken(*args: object) -> bytes:
+        raise RuntimeError("no font\nat all")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "results_picture", broken)
+        completed = compare("sweep")
+    assert completed.returncode == 0
+    assert completed.stderr == (
+        "warning: sweep/results.png: not drawn (RuntimeError: no font at all); "
+        "the numbers are complete\n"
+    )
+    assert len(results(tmp_path / "sweep")) == 3
+    assert not (tmp_path / "sweep" / "results.png").exists()
+    assert compare("sweep").returncode == 0
+    assert (tmp_path / "sweep" / "results.png").exists()
 
 
 @pytest.mark.filterwarnings("error")
@@ -185,6 +257,135 @@ def test_failed_diverged_and_interrupted_runs_stand_below_the_finished(
     assert (completed.returncode, completed.stderr) == (0, "")
     found = [line["state"] for line in results(tmp_path / "sweep")]
     assert found == ["finished", "interrupted", "failed", "diverged"]
+
+
+def test_pruned_runs_rank_below_the_others_and_above_those_without_a_number(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    runs = [
+        *(("diverged", 0.1), ("failed", 0.1), ("interrupted", None), ("pruned", 0.3)),
+        *(("pruned", 0.2), ("interrupted", 0.5), ("finished", 0.4)),
+    ]
+    for number, (state, loss) in enumerate(runs):
+        metrics = reached(loss) if loss is not None else {"best": {}, "last": {}}
+        path = tmp_path / "sweep" / str(number)
+        make_run(finished_run.path, path, {"seed": number}, state=state, metrics=metrics)
+    assert compare("sweep").returncode == 0
+    found = [(line["state"], line["best loss/valid"]) for line in results(tmp_path / "sweep")]
+    assert found == [
+        *(("finished", "0.4"), ("interrupted", "0.5"), ("pruned", "0.2"), ("pruned", "0.3")),
+        *(("interrupted", ""), ("failed", "0.1"), ("diverged", "0.1")),
+    ]
+
+
+def test_a_run_under_way_is_shown_with_its_epochs_and_numbers_so_far(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    """Its run.json has none before its end."""
+    path = make_run(
+        finished_run.path, tmp_path / "sweep" / "a", {"seed": 1}, state="running", metrics={}
+    )
+    finished = record(finished_run.path)["metrics"]
+    lock = lock_directory(path)
+    completed = compare("sweep")
+    lock.close()
+    assert completed.returncode == 0, completed.stderr
+    [line] = results(tmp_path / "sweep")
+    assert (line["state"], line["epochs"]) == ("running", "2")
+    assert float(line["best loss/valid"]) == finished["best"]["loss/valid"]
+    assert float(line["last accuracy/valid"]) == finished["last"]["accuracy/valid"]
+
+
+@pytest.mark.parametrize("text", ["nonsense", '{"loss/valid": "x"}', '{"loss/valid": null}'])
+def test_a_run_under_way_with_damaged_numbers_has_none(
+    text: str, finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    path = make_run(
+        finished_run.path, tmp_path / "sweep" / "a", {"seed": 1}, state="running", metrics={}
+    )
+    (path / "metrics.jsonl").write_text(text + "\n")
+    assert compare("sweep").returncode == 0
+    assert [line["best loss/valid"] for line in results(tmp_path / "sweep")] == [""]
+
+
+def test_a_group_that_a_run_does_not_override_is_the_option_that_it_chose(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    chosen = {"a": None, "b": "adamw", "c": None}
+    for seed, (name, option) in enumerate(chosen.items()):
+        overrides = {"optimizer": option, "seed": seed} if option else {"seed": seed}
+        path = make_run(finished_run.path, tmp_path / "sweep" / name, overrides)
+        if name == "c":
+            (path / ".hydra").mkdir()
+            (path / ".hydra" / "hydra.yaml").write_text(
+                "hydra:\n  runtime:\n    choices:\n      experiment: mine\n      optimizer: adam\n"
+            )
+    assert compare("sweep").returncode == 0
+    found = {
+        Path(line["directory"]).name: line["optimizer"] for line in results(tmp_path / "sweep")
+    }
+    assert found == {"a": "sgd", "b": "adamw", "c": "adam"}
+
+
+def test_control_characters_of_a_strangers_run_reach_no_terminal(
+    finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    for number in range(2):
+        values = {"data.path": f"\x1b]0;title\x07\n{number}", "optimizer": f"\x9b{number}m"}
+        path = tmp_path / "sweep" / f"run\x1b[2J{number}"
+        make_run(finished_run.path, path, values, state=f"odd\r{number}")
+    (tmp_path / "sweep" / "torn\x1b[2J").mkdir()
+    (tmp_path / "sweep" / "torn\x1b[2J" / "run.json").write_text("{}")
+    runs = sorted((tmp_path / "sweep").glob("run*"))
+    for arguments in (["sweep"], runs):
+        completed = compare(*arguments)
+        written = completed.stdout + completed.stderr
+        assert completed.returncode == 0
+        assert all(char.isprintable() or char == "\n" for char in written), written
+        assert "\\x1b" in written
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("keys", [["data.path"], ["data.path", "seed"]], ids=len)
+def test_a_dollar_or_a_character_without_a_glyph_leaves_the_picture(
+    keys: list[str], finished_run: FinishedRun, tmp_path: Path, compare: Compare
+) -> None:
+    for number in range(2):
+        overrides = dict.fromkeys(keys, f"$\\frac{number}$ \U00012000")
+        make_run(finished_run.path, tmp_path / "sweep" / str(number), overrides)
+    completed = compare("sweep")
+    assert (completed.returncode, completed.stderr) == (0, "")
+    assert size_of_png(tmp_path / "sweep" / "results.png") == (1300, 550)
+
+
+@pytest.mark.parametrize("columns", [20, 60, 100, 200])
+def test_a_table_fits_its_terminal(
+    columns: int, finished_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid(finished_run.path, tmp_path / "sweep", ["seed", "optimizer.lr", "loader.batch_size"])
+    rows = collect([tmp_path / "sweep"])
+    piped = table(rows)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = table(rows).splitlines()
+    assert max(map(len, lines)) <= columns
+    assert len(lines) == len(piped.splitlines()) == 28
+    assert "optimizer.lr" in piped
+    if columns >= 60:
+        for word in ("rank", "seed", "lr", "batch_size", "best loss"):
+            assert word in lines[0]
+        assert "…" not in "".join(lines)
+
+
+def test_keys_are_shortened_to_what_distinguishes_them() -> None:
+    keys = ["optimizer.lr", "model.lr", "seed", "data.path", "data.other.path"]
+    assert short_keys(keys) == {
+        "optimizer.lr": "optimizer.lr",
+        "model.lr": "model.lr",
+        "seed": "seed",
+        "data.path": "data.path",
+        "data.other.path": "other.path",
+    }
 
 
 def test_a_run_that_was_killed_is_told_as_interrupted(

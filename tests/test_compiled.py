@@ -3,11 +3,13 @@
 Compiling takes about ten seconds, so all tests share a cache folder and a few step shapes.
 """
 
+import contextlib
 import json
 import logging
 import os
 import random
 import re
+import signal
 import subprocess
 import zipfile
 from collections.abc import Callable, Iterator
@@ -20,6 +22,7 @@ import torch
 from saved_runs import assert_same_run, call, go_on, kill_after, lines, record, stop_after
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten_with_path, tree_structure, tree_unflatten
+from under_way import UnderWay
 
 from experiments import job, reproduce
 from experiments.compiled import package
@@ -176,7 +179,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("the compiler was called")
 
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", refuse)
+    monkeypatch.setattr(package, "compile_package", refuse)
 
 
 # Results
@@ -333,11 +336,29 @@ def test_a_bias_is_added_by_the_kernel_after_the_product(source: str) -> None:
 # The cache
 
 
+class GraphInsteadOfPackage:
+    """In place of a package: its graph, run eagerly."""
+
+    def __init__(self, graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> None:
+        self.graph, self.spec = graph, tree_structure(inputs)
+
+    def run(self, leaves: list[Tensor]) -> list[Tensor]:
+        return [self.graph(*tree_unflatten(leaves, self.spec))]
+
+
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch, tiny: Data) -> Callable[..., CompiledSteps]:
-    """A factory of CompiledSteps that have a cache key but no compiled package."""
-    monkeypatch.setattr(compiled, "compile_once", lambda key, graph, inputs: Path())
-    monkeypatch.setattr(compiled, "load", lambda package, device: None)
+    """A factory of CompiledSteps that have a cache key, and run their graph eagerly."""
+    graphs: list[GraphInsteadOfPackage] = []
+
+    def compile_nothing(
+        key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...], *others: object
+    ) -> Path:
+        graphs.append(GraphInsteadOfPackage(graph, inputs))
+        return Path()
+
+    monkeypatch.setattr(compiled, "compile_once", compile_nothing)
+    monkeypatch.setattr(compiled, "load", lambda package, device: graphs[-1])
 
     def make(
         model: nn.Module | None = None,
@@ -492,16 +513,12 @@ def test_a_damaged_package_is_compiled_again(
     [package] = cache.glob(f"{record(tmp_path / 'one')['environment']['compiled']}-*.pt2")
     whole = package.read_bytes()
     package.write_bytes(whole[:-7])
-    shell_outputs = []
 
-    def compile_again(exported: object, package_path: str, inductor_configs: object) -> None:
-        # Ctrl-C reaches the whole process group, and would kill the compiler's child processes
-        shell_outputs.append(subprocess.check_output(["sh", "-c", "kill -INT $$; echo alive"]))
-        Path(package_path).write_bytes(whole)
+    def compile_again(graph: object, inputs: object, output: Path, *others: object) -> None:
+        output.write_bytes(whole)
 
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_again)
+    monkeypatch.setattr("experiments.compiled.package.compile_package", compile_again)
     go_on(tmp_path / "two", config, rows)
-    assert shell_outputs == [b"alive\n"]
     assert package.read_bytes() == whole
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
@@ -513,21 +530,18 @@ def test_a_compiler_that_computes_something_else_is_noticed(
     [wrong] = cache.glob(f"{record(tmp_path / 'one')['environment']['compiled']}-*.pt2")
     content = wrong.read_bytes()
 
-    def compile_wrong(exported: object, package_path: str, inductor_configs: object) -> None:
-        Path(package_path).write_bytes(content)
+    def compile_wrong(graph: object, inputs: object, output: Path, *others: object) -> None:
+        output.write_bytes(content)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_wrong)
+    monkeypatch.setattr(package, "compile_package", compile_wrong)
     with pytest.raises(UsageError, match="compiled results differ from the eager ones"):
         go_on(tmp_path / "two", config_of("adamw", compose, "optimizer.betas=[0.8,0.5]"), rows)
     assert not list((tmp_path / "experiments").glob("*-*.pt2"))
 
 
-class OtherRounding:
+class OtherRounding(GraphInsteadOfPackage):
     """In place of a package: its graph, run with the rows of each batch reversed."""
-
-    def __init__(self, graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> None:
-        self.graph, self.spec = graph, tree_structure(inputs)
 
     def run(self, leaves: list[Tensor]) -> list[Tensor]:
         *others, index, scalars = leaves
@@ -544,15 +558,18 @@ def test_rounding_differences_pass_the_check_against_eager(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # the gradient of the first layer's bias is pure rounding error, since BatchNorm cancels it
-    checked = []
+    packages = []
 
-    def check(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> None:
-        package.check_against_eager(graph, OtherRounding(graph, inputs), inputs)
-        checked.append(key)
+    def check(
+        key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...], *others: object
+    ) -> None:
+        packages.append(OtherRounding(graph, inputs))
+        package.check_against_eager(graph, packages[0], inputs)
 
     monkeypatch.setattr(compiled, "compile_once", check)
+    monkeypatch.setattr(compiled, "load", lambda path, device: packages[0])
     steps(sequence(nn.BatchNorm1d(8)), opt, batch_size=60, lr=lr)
-    assert len(checked) == 1
+    assert len(packages) == 1
 
 
 # Errors
@@ -593,7 +610,7 @@ SCALE = torch.ones(10)
         (["+optimizer.maximize=true"], r"^optimizer\.maximize=True: "),
         (["loader=torch"], "needs whole tensors; use loader=tensors"),
         (["model=linear", "model._target_=test_compiled.Branching"], "cannot be traced"),
-        (["model=linear", "model._target_=test_compiled.Drawing"], "a different graph each time"),
+        (["model=linear", "model._target_=test_compiled.Drawing"], "draws from random; "),
         (["model=linear", "model._target_=test_compiled.Scaling"], "call register_buffer"),
     ],
     ids=str,
@@ -683,6 +700,37 @@ def test_a_sweep_whose_runs_share_a_step_compiles_it_once(
     assert len(list((path / "home/experiments").glob("*.pt2"))) == 1
     counts = [file.read_text().count("compiling") for file in path.glob("sweep/*/output.txt")]
     assert sum(counts) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_compiling_ends_the_compiler_and_interrupts_the_run(
+    number: signal.Signals, small_mnist_dir: Path, tmp_path: Path
+) -> None:
+    environment = {"XDG_CACHE_HOME": str(tmp_path / "home")}
+    arguments = (f"data.path={small_mnist_dir}", "trainer.epochs=1", "trainer.compile=true")
+
+    def of_the_run() -> list[bytes]:
+        """The command lines of all processes that have this test's cache folder."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if environment["XDG_CACHE_HOME"].encode() in (process / "environ").read_bytes():
+                    found.append((process / "cmdline").read_bytes())
+        return found
+
+    def is_compiling() -> bool:
+        return any(b"compiler.main" in line for line in of_the_run())
+
+    with UnderWay(tmp_path, *arguments, "hydra.run.dir=run", environment=environment) as command:
+        command.wait_for_line("compiling the step, once for its shapes: about 10 to 30 seconds")
+        command.wait_until(is_compiling)
+        os.killpg(command.popen.pid, number)
+        code, _, error = command.end()
+    assert code == 128 + number
+    assert error == "interrupted; resume with: python -m experiments resume=run\n"
+    assert of_the_run() == []
+    assert list((tmp_path / "home").rglob("*.pt2")) == []
+    assert record(tmp_path / "run")["state"] == "interrupted"
 
 
 def test_runs_leave_no_unpacked_packages_behind(

@@ -5,13 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.__main__ import sweep_directory
 from experiments.config.compose import CONF
 from experiments.config.cuda import cuda_devices
-from experiments.config.names import flatten, suggest
+from experiments.config.names import flatten, quote_value, suggest
 from experiments.config.rules import choice, list_of, number, or_null
 from experiments.config.schema import GROUPS, SCHEMA, check_value
 from experiments.config.slips import CONFIG_ERRORS, explain, list_options
@@ -217,6 +221,60 @@ def test_cuda_where_there_is_none_names_the_remedy(compose: Compose) -> None:
     assert line.endswith("use cpu or auto")
 
 
+# Rules and the targets that they were written for
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model._target_=own.Model", "model.hidden=128"],
+        ["scheduler=cosine", "scheduler._target_=own.warm_up", "scheduler.warmup=500"],
+        ["scheduler=constant", "optimizer._target_=own.Optimizer", "optimizer.lr=auto"],
+        ["optimizer=adam", "optimizer._target_=torch.optim.Adafactor", "optimizer.eps=[null,1e-3]"],
+        ["loss._target_=own.loss", "loss.label_smoothing=2"],
+        ["data._target_=own.load", "data.path=[a,b]"],
+    ],
+    ids=lambda overrides: overrides[-1],
+)
+def test_another_target_may_have_keys_of_the_same_names(
+    overrides: list[str], compose: Compose
+) -> None:
+    compose(overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["optimizer._target_=torch.optim.RMSprop", "optimizer.lr=-1"], "optimizer.lr"),
+        (["loader._target_=own.Loader", "loader.batch_size=0"], "loader.batch_size"),
+        (["model._target_=experiments.models.mlp", "model.hidden=128"], "model.hidden"),
+        (["model=linear", "model.in_features=0"], "model.in_features"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else value,
+)
+def test_a_rule_holds_for_what_it_was_written_for(
+    overrides: list[str], key: str, compose: Compose
+) -> None:
+    assert usage_error(compose, overrides).startswith(f"{key}=")
+
+
+# Keys at the root
+
+
+def test_a_root_key_may_have_any_name_if_something_refers_to_it(compose: Compose) -> None:
+    config = compose(["+width=64", "model.hidden=[${width},${width}]"])
+    assert (config["width"], config["model"]["hidden"]) == (64, [64, 64])
+
+
+def test_notes_need_no_reference(compose: Compose) -> None:
+    assert compose(["+extra.tags=[a,b]"])["extra"] == {"tags": ["a", "b"]}
+
+
+def test_a_root_key_that_nothing_refers_to_is_told_where_notes_go(compose: Compose) -> None:
+    line = usage_error(compose, ["+tags=[a,b]"])
+    assert line == "tags: unknown key, and nothing refers to it; a note belongs under extra.tags"
+
+
 # One-line error messages
 
 
@@ -237,6 +295,8 @@ def test_cuda_where_there_is_none_names_the_remedy(compose: Compose) -> None:
         ("model=mlpp", "model=mlpp: no such option; did you mean model=mlp?"),
         ("optimizer=Adamw", "optimizer=Adamw: no such option; did you mean optimizer=adamw?"),
         ("scheduler=cosin", "scheduler=cosin: no such option; did you mean scheduler=cosine?"),
+        ("scheduler.every=epoch", "scheduler.every: unknown key; add it with +scheduler.every=step "
+         "or +scheduler.every=epoch"),
         ("optimizer.lr=fast", "optimizer.lr=fast: expected a number above 0"),
         ("optimizer.lr=null", "optimizer.lr=null: expected a number above 0"),
         ("trainer.epochs=2.5", "trainer.epochs=2.5: expected a whole number at least 1"),
@@ -248,6 +308,14 @@ def test_cuda_where_there_is_none_names_the_remedy(compose: Compose) -> None:
         ("seed=???", "seed=???: this key has no value yet; give it one"),
         ("optimizer.lr=???", "optimizer.lr=???: this key has no value yet; give it one"),
         ("optimizer.lr=1,2", "optimizer.lr=1,2: several values need --multirun; a list is [1,2]"),
+        ("optimiser.lr=1", "optimiser.lr: unknown key; did you mean optimizer.lr?"),
+        ("modle.hidden=[3]", "modle.hidden: unknown key; did you mean model.hidden?"),
+        ("+model=mlp", "+model=mlp: the config chooses a model already; leave the + out"),
+        (
+            "optimizer.lr=${oc.env:NOPE}",
+            "optimizer.lr=${oc.env:NOPE}: the environment variable NOPE is not set",
+        ),
+        ("optimizer.lr=${div:1,0}", "optimizer.lr: division by zero"),
         ("~trainer.epochs", "trainer.epochs is missing: expected a whole number at least 1"),
     ],
 )  # fmt: skip
@@ -299,9 +367,63 @@ def test_without_a_near_word_all_are_listed_where_they_are_few() -> None:
     assert suggest("zzz", [f"option{i}" for i in range(100)]) == ""
 
 
+def test_a_file_that_is_no_yaml_is_told_in_one_line_with_the_place(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("model: {hidden: [1\n")
+    with (
+        initialize_config_dir(str(tmp_path), version_base="1.3"),
+        pytest.raises(CONFIG_ERRORS) as error,
+    ):
+        hydra.compose("mine")
+    line = str(explain(error.value, [CONF], []))
+    assert re.match(r"^\S*mine.yaml: line \d+, column \d+: not YAML \(.*\)$", line)
+
+
 def test_groups_lists_options_of_several_directories_together(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "mine.yaml").touch()
     options = list_options([CONF, tmp_path])
     assert {"mine", "mlp"} <= set(options["model"])
     assert options["optimizer"] == list_options([CONF])["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [
+        ("sweep=été", "sweep='été'"),
+        ("data.path=/a b/ü (1)", "data.path='/a b/ü (1)'"),
+        ("data.path=it's", r"data.path='it\'s'"),
+        ("hydra.run.dir=out/ü-${now:%Y}", "hydra.run.dir='out/ü-${now:%Y}'"),
+        ("model=größe,klein", "model='größe',klein"),
+    ],
+)
+def test_a_value_that_hydra_takes_only_in_quotes_gets_them(word: str, quoted: str) -> None:
+    assert quote_value(word) == quoted
+    OverridesParser.create().parse_override(quoted)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("seed=0", "data.path=/a b/c", "optimizer.lr=choice(0.1,0.2)", "data.path='ü'"),
+        *("hydra.run.dir=out/${now:%Y}", "data.path=choice(a,b)", "model.hidden=[1", "~seed"),
+        *("optimizer.lr=0.1,0.2", "+x={a: ü}", r"+x='it\'s'", "data.path="),
+    ],
+)
+def test_a_value_that_hydra_reads_by_itself_or_not_at_all_is_left_as_it_is(word: str) -> None:
+    assert quote_value(word) == word
+
+
+@pytest.mark.parametrize(
+    ("word", "override"),
+    [
+        ("sweep=first", "hydra.sweep.dir=outputs/first"),
+        ("sweep=a/b", "hydra.sweep.dir=outputs/a/b"),
+        ("sweep=outputs/first/", "hydra.sweep.dir=outputs/first"),
+        ("sweep=/abs/first", "hydra.sweep.dir=/abs/first"),
+        ("seed=0", "seed=0"),
+    ],
+)
+def test_a_sweeps_name_is_a_directory_below_outputs_or_a_path_to_one(
+    word: str, override: str
+) -> None:
+    assert sweep_directory(word) == override

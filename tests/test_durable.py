@@ -133,6 +133,18 @@ def test_a_crash_at_any_call_leaves_a_whole_file(number: int, tmp_path: Path) ->
     assert file.read_bytes() in (OLD, NEW)
 
 
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_fsync_is_written_all_the_same(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    durable.write(tmp_path / "file", NEW)
+    assert (tmp_path / "file").read_bytes() == NEW
+
+
 def test_the_kernel_refusing_to_write_more_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(OLD)

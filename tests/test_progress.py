@@ -79,3 +79,17 @@ def test_a_terminal_keeps_each_epochs_numbers_above_the_bar(terminal: str) -> No
 
 def test_the_cursor_is_shown_again_at_the_end(terminal: str) -> None:
     assert terminal.rfind("\x1b[?25h") > terminal.rfind("\x1b[?25l")
+
+
+def test_no_line_of_the_bar_is_left_at_the_end(terminal: str) -> None:
+    """It is erased: the rate and the time left in it would be those of some moment before."""
+    last = terminal.rfind("%")
+    assert "\x1b[2K" in terminal[last:]
+    assert terminal[last:].index("\x1b[2K") < terminal[last:].index("best ")
+
+
+def test_a_terminal_of_20_columns_is_enough(tmp_path: Path, small_mnist_dir: Path) -> None:
+    written = run_in_terminal(
+        tmp_path, 20, f"data.path={small_mnist_dir}", "trainer.epochs=1", "model=linear"
+    )
+    assert "Traceback" not in written

@@ -18,7 +18,7 @@ from experiments import job, reproduce
 from experiments.data import Data, Split
 from experiments.directory import record as runs
 from experiments.directory.checkpoints import Checkpoints
-from experiments.directory.environment import git_state
+from experiments.directory.git import git_state
 from experiments.errors import Diverged
 
 Compose = Callable[[list[str]], dict[str, Any]]
@@ -342,6 +342,12 @@ def test_another_commit_is_named(original: Path, capsys: Capture) -> None:
     _, output = reproduced(original, capsys)
     assert "note          git commit: abc before, " in output
     assert "note          git diff: def before, " in output
+
+
+def test_what_git_could_not_tell_is_no_difference(original: Path, capsys: Capture) -> None:
+    change_record(original, git={"commit": None, "dirty": None, "diff": None, "unknown": "why"})
+    _, output = reproduced(original, capsys)
+    assert "note          git" not in output
 
 
 def test_a_run_that_diverged_diverges_again(

@@ -34,7 +34,9 @@ from experiments import job
 from experiments.data import Data, Split
 from experiments.directory import record as runs
 from experiments.directory.checkpoints import Checkpoints
-from experiments.errors import UsageError
+from experiments.directory.claim import Lock, is_locked, lock_directory
+from experiments.errors import Interrupted, UsageError
+from experiments.train import train
 
 Compose = Callable[[list[str]], dict[str, Any]]
 
@@ -104,6 +106,24 @@ def test_stopped_after_every_single_step_it_ends_with_the_same_bits(
         stops += 1
     assert stops == steps_of(unbroken)
     assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_stopped_within_a_validation_it_ends_with_the_same_bits(
+    config: dict[str, Any], unbroken: Path, tiny: Data, tmp_path: Path
+) -> None:
+    """The first validation, the second, and the test after it."""
+    for evaluation in (1, 2, 3):
+        run = tmp_path / str(evaluation)
+        run.mkdir()
+        owned = runs.start(run, config, [])
+        with pytest.raises(Interrupted):
+            train(config, tiny, owned, stop_evaluation=stop_after(evaluation))
+        owned.end("interrupted")
+        content = Checkpoints(run / "checkpoints").load()
+        assert content is not None
+        assert content["state"]["step"] == STEPS // 2 * min(evaluation, 2)
+        assert go_on(run, config, tiny) == "finished"
+        assert_same_run(run, unbroken)
 
 
 def test_killed_at_any_step_it_ends_with_the_same_bits(
@@ -378,6 +398,22 @@ def test_of_two_processes_only_one_goes_on(
     assert call(entrypoint.main, f"resume={stopped_run}") == 0
 
 
+def test_a_run_that_another_process_finishes_before_its_lock_is_taken_is_left_as_it_is(
+    stopped_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other one finishes it between the first look at its record and the lock."""
+
+    def finished_meanwhile(path: Path, timeout: float) -> Lock:
+        change_record(path, state="finished")
+        return lock_directory(path, timeout)
+
+    monkeypatch.setattr(runs, "lock_directory", finished_meanwhile)
+    assert call(entrypoint.main, f"resume={stopped_run}") == 0
+    assert capsys.readouterr().out.endswith(": already finished\n")
+    assert record(stopped_run)["resumed_at"] == []
+    assert not is_locked(stopped_run)
+
+
 # Real processes.
 
 
@@ -430,13 +466,19 @@ def test_a_run_whose_output_nobody_reads_any_more_can_be_resumed(
         (tmp_path / "released").touch()
         code, _, error = process.end()
     assert code == 128 + signal.SIGPIPE
-    assert error == "interrupted; resume with: python -m experiments resume=run\n"
+    assert error == "interrupted; resume with: python -m experiments resume=run --trust paced\n"
     assert record(tmp_path / "run")["state"] == "interrupted"
     assert call(entrypoint.main, f"resume={tmp_path / 'run'}", "--trust", "paced") == 0
     assert_same_run(tmp_path / "run", unbroken)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        *((signal.SIGTERM, 143), (signal.SIGINT, 130)),
+        *((signal.SIGHUP, 129), (signal.SIGUSR1, 138)),
+    ],
+)
 def test_a_signal_stops_at_a_checkpoint_and_says_how_to_go_on(
     number: signal.Signals, code: int, real: tuple[list[str], Path], tmp_path: Path
 ) -> None:
@@ -448,7 +490,9 @@ def test_a_signal_stops_at_a_checkpoint_and_says_how_to_go_on(
         found, _, error = process.end()
     run = tmp_path / "my run"
     assert found == code
-    assert error == "interrupted; resume with: python -m experiments resume='my run'\n"
+    assert (
+        error == "interrupted; resume with: python -m experiments resume='my run' --trust paced\n"
+    )
     assert record(run)["state"] == "interrupted"
     entry = Checkpoints(run / "checkpoints").entries()[-1]
     content = Checkpoints(run / "checkpoints").load()

@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
@@ -19,11 +19,12 @@ from test_durable import disk_full, failing, in_a_child
 
 from experiments import job
 from experiments.data import Data
+from experiments.directory import git as git_module
 from experiments.directory import record as runs
 from experiments.directory.checkpoints import Checkpoints
-from experiments.directory.claim import claim
-from experiments.directory.environment import git_state
+from experiments.directory.claim import LOCK_FILE, claim, is_locked
 from experiments.directory.fingerprint import fingerprint
+from experiments.directory.git import git_state
 from experiments.directory.paths import display_path
 from experiments.errors import Diverged, UsageError
 
@@ -89,7 +90,9 @@ def test_it_has_the_command_and_its_overrides(
 
 
 def test_it_has_the_fingerprint_of_every_split(finished: Path, tiny: Data) -> None:
-    expected = {name: fingerprint(vars(getattr(tiny, name))) for name in ("train", "valid", "test")}
+    expected = {
+        name: fingerprint({"x": split.x, "y": split.y}) for name, split in tiny.splits.items()
+    }
     assert record(finished)["data"] == expected
     assert len(set(expected.values())) == 3
 
@@ -127,7 +130,7 @@ def test_its_config_is_resolved_and_fingerprinted(finished: Path, config: dict[s
 
 
 def test_nothing_temporary_is_left(finished: Path) -> None:
-    assert not [file for file in finished.rglob("*") if file.name.startswith(".")]
+    assert [file.name for file in finished.rglob(".*")] == [LOCK_FILE]
 
 
 # Git.
@@ -177,7 +180,103 @@ def test_no_repository_is_no_commit(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     run = started(tmp_path / "run", config)
-    assert record(run.path)["git"] == {"commit": None, "dirty": False, "diff": None}
+    git = record(run.path)["git"]
+    assert git.pop("unknown").startswith("not a git repository")
+    assert git == {"commit": None, "dirty": None, "diff": None}
+
+
+def head() -> str:
+    command = ["git", "-c", "safe.directory=*", "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_large_diff_is_kept_in_part_with_its_digest_and_size(
+    repository: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    (repository / "file").write_text("a line of 20 letters\n" * 100_000)
+    run = started(tmp_path / "run", config)
+    diff = (run.path / "git.diff").read_bytes()
+    whole = subprocess.run(["git", "diff", "HEAD"], capture_output=True, check=True).stdout
+    assert len(diff) < git_module.MAX_DIFF_BYTES + 100
+    assert diff.splitlines()[-1].endswith(f" of {len(whole)} bytes".encode())
+    assert whole.startswith(diff[: diff.rfind(b"...")])
+    digest = sha256(whole).hexdigest()
+    expected = {"commit": head(), "dirty": True, "diff": digest, "diff_bytes": len(whole)}
+    assert record(run.path)["git"] == expected
+
+
+def test_a_diff_that_takes_too_long_is_unknown_with_the_reason(
+    repository: Path,
+    config: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (repository / "file").write_text("two\n")
+
+    def pass_deadline(git: git_module.Git) -> Iterator[bytes]:
+        git.deadline = 0.0
+        return git.stream("diff", "HEAD")
+
+    monkeypatch.setattr(git_module.Git, "diff", pass_deadline)
+    run = started(tmp_path / "run", config)
+    git = record(run.path)["git"]
+    reason = "git diff took longer than 2 s; what differs from the commit is not recorded"
+    assert git == {"commit": head(), "dirty": True, "diff": None, "unknown": reason}
+    assert capsys.readouterr().err == f"warning: git: {reason}\n"
+    assert not (run.path / "git.diff").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_of_a_repository_of_another_owner_only_the_commit_is_read(
+    repository: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    (repository / "file").write_text("two\n")
+    for path in (repository, *repository.rglob("*")):
+        os.chown(path, 12345, 12345)
+    git = record(started(tmp_path / "run", config).path)["git"]
+    assert (git["commit"], git["dirty"], git["diff"]) == (head(), None, None)
+    assert git["unknown"] == "the repository has another owner; its diff is not read"
+
+
+def test_a_broken_repository_is_no_commit_with_gits_own_reason(
+    repository: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    (repository / ".git" / "HEAD").write_text("nonsense\n")
+    git = record(started(tmp_path / "run", config).path)["git"]
+    assert (git["commit"], git["dirty"]) == (None, None)
+    assert git["unknown"]
+
+
+def test_without_git_there_is_no_commit(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    git = record(started(tmp_path / "run", config).path)["git"]
+    assert git["commit"] is None
+    assert git["unknown"] == "git cannot be started (No such file or directory)"
+
+
+def test_a_repository_without_a_commit_says_so(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    subprocess.run(["git", "init", "-q"], check=True)
+    git = record(started(tmp_path / "run", config).path)["git"]
+    assert git["unknown"] == "the repository has no commit"
+
+
+def test_names_and_contents_in_another_encoding_are_in_the_diff(
+    repository: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    (repository / "file").write_bytes("é\n".encode("latin-1"))
+    Path(os.fsdecode(b"caf\xe9")).touch()
+    with (repository / ".git" / "config").open("ab") as file:
+        file.write(b'[filter "\xe9"]\n\tclean = false\n\trequired = true\n')
+    run = started(tmp_path / "run", config)
+    diff = (run.path / "git.diff").read_bytes()
+    assert b"+\xe9\n" in diff
+    assert b'?? "caf\\351"\n' in diff
 
 
 # The final state.
@@ -358,3 +457,31 @@ def test_a_path_is_shown_as_one_would_type_it(
     monkeypatch.chdir(tmp_path)
     assert display_path(tmp_path / "a" / "b") == "a/b"
     assert display_path(tmp_path.parent) == str(tmp_path.parent)
+
+
+@pytest.mark.parametrize("state", runs.COMPLETED)
+def test_a_completed_run_keeps_its_state_when_its_worker_dies(
+    state: runs.State, config: dict[str, Any], tmp_path: Path
+) -> None:
+    started(tmp_path / "run", config).end(state)
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    assert runs.record_end(tmp_path / "run", "failed", "killed")["state"] == state
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+    assert not is_locked(tmp_path / "run")
+
+
+@pytest.mark.parametrize("state", runs.COMPLETED)
+def test_a_completed_run_is_not_reopened_by_its_sweep(
+    state: runs.State, config: dict[str, Any], tmp_path: Path
+) -> None:
+    started(tmp_path / "run", config).end(state)
+    with pytest.raises(runs.Completed):
+        runs.reopen(tmp_path / "run", keep=runs.COMPLETED)
+    assert record(tmp_path / "run")["state"] == state
+    assert not is_locked(tmp_path / "run")
+
+
+def test_what_cannot_be_reopened_is_not_left_locked(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run"):
+        runs.reopen(tmp_path)
+    assert not is_locked(tmp_path)

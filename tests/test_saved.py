@@ -97,7 +97,9 @@ def test_a_run_that_is_not_finished_can_be_read(
 
 def test_a_run_without_a_checkpoint_is_told(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    with pytest.raises(UsageError, match="has no checkpoint yet; resume="):
+    with pytest.raises(
+        UsageError, match="has no checkpoint yet; go on with: python -m experiments resume="
+    ):
         load_run(tmp_path / "run")
 
 

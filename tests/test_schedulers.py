@@ -1,6 +1,7 @@
 import json
 import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from saved_runs import SMALL, assert_same_run, go_on, stop_after
 from torch import nn
 from torch.optim import SGD
+from torch.optim.lr_scheduler import StepLR
 
 from experiments.config.compose import CONF
+from experiments.config.schema import check
 from experiments.data import Data
 from experiments.directory import record as runs
 from experiments.directory.claim import claim
+from experiments.errors import UsageError
 from experiments.train import train
 from experiments.training.fit import Scheduler
 from experiments.training.schedules import constant, cosine
+from experiments.training.scheduling import build_schedule
 
 fractions = st.floats(0, 1)
 
@@ -138,3 +144,260 @@ def test_a_schedule_counts_optimizer_steps_when_batches_are_accumulated(
     found = rates("scheduler=onecycle", "optimizer.lr=0.5", "trainer.accumulate=4")
     assert len(found) == 6
     assert found[-1] == pytest.approx(0.5 / 25 / 10_000)
+
+
+TORCH = "torch.optim.lr_scheduler."
+
+
+def node(name: str, **settings: Any) -> dict[str, Any]:
+    """A scheduler's config with one of torch's schedules."""
+    return {"_target_": TORCH + name, "_partial_": True, **settings}
+
+
+@pytest.fixture
+def used_by(
+    torch_settings: None,
+    compose: Callable[[list[str]], dict[str, Any]],
+    tiny: Data,
+    tmp_path: Path,
+) -> Rates:
+    """The same with the scheduler's config given."""
+
+    def used_by(scheduler: dict[str, Any], *overrides: str) -> list[float]:
+        settings = ["trainer.epochs=3", "loader.batch_size=60", "trainer.log_every=1"]
+        config = compose([*settings, "model=linear", "optimizer.lr=0.01", *overrides])
+        config["scheduler"] = scheduler
+        run = runs.start(claim(tmp_path / "run", exact=False), config, [])
+        train(check(config), tiny, run)
+        run.end("finished")
+        lines = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+        return [line["lr"] for line in lines if "lr" in line]
+
+    return used_by
+
+
+def held(*values: float) -> list[float]:
+    """Values that hold for an epoch of six steps each."""
+    return [value for value in values for _ in range(6)]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "expected"),
+    [
+        (node("StepLR", step_size=2, gamma=0.1), held(0.01, 0.01, 0.001)),
+        (node("MultiStepLR", milestones=[1], gamma=0.1), held(0.01, 0.001, 0.001)),
+        (node("ExponentialLR", gamma=0.5), held(0.01, 0.005, 0.0025)),
+        (node("CosineAnnealingLR", T_max=2), held(0.01, 0.005, 0.0)),
+        (node("LinearLR", start_factor=0.5, total_iters=2), held(0.005, 0.0075, 0.01)),
+        (node("ConstantLR", factor=0.5, total_iters=1), held(0.005, 0.01, 0.01)),
+        (node("PolynomialLR", total_iters=2), held(0.01, 0.005, 0.0)),
+        (node("CosineAnnealingWarmRestarts", T_0=2), held(0.01, 0.005, 0.01)),
+    ],
+)  # fmt: skip
+def test_torchs_schedules_of_epochs_move_at_the_end_of_each_epoch(
+    scheduler: dict[str, Any], expected: list[float], used_by: Rates
+) -> None:
+    assert used_by(scheduler) == pytest.approx(expected)
+
+
+def test_every_step_moves_a_schedule_of_epochs_after_each_step(used_by: Rates) -> None:
+    found = used_by(node("ExponentialLR", gamma=0.5, every="step"))
+    assert found == pytest.approx([0.01 * 0.5**step for step in range(18)])
+
+
+def test_every_epoch_moves_a_schedule_of_steps_after_each_epoch(used_by: Rates) -> None:
+    found = used_by(node("OneCycleLR", max_lr=0.01, cycle_momentum=False, every="epoch"))
+    assert found == held(*found[::6])
+    assert found[-1] == pytest.approx(0.01 / 25 / 10_000)
+
+
+def test_cyclic_lr_moves_after_each_step(used_by: Rates) -> None:
+    cyclic = node("CyclicLR", base_lr=0.01, max_lr=0.02, step_size_up=2, cycle_momentum=False)
+    assert used_by(cyclic)[:5] == pytest.approx([0.01, 0.015, 0.02, 0.015, 0.01])
+
+
+def test_a_length_that_is_null_is_that_of_the_run(used_by: Rates) -> None:
+    by_epoch = used_by(node("CosineAnnealingLR", T_max=None))
+    assert by_epoch == pytest.approx(held(0.01, 0.0075, 0.0025))
+    by_step = used_by(node("LinearLR", start_factor=1.0, end_factor=0.1, total_iters=None,
+                           every="step"))  # fmt: skip
+    assert by_step == pytest.approx([0.01 * (1 - 0.9 * step / 18) for step in range(18)])
+
+
+def test_a_length_that_torch_has_a_default_for_keeps_it(used_by: Rates) -> None:
+    assert used_by(node("PolynomialLR"))[-1] == pytest.approx(0.01 * 3 / 5)
+
+
+def test_reduce_lr_on_plateau_follows_the_monitored_number(used_by: Rates) -> None:
+    """The second loss is not a tenth of the first."""
+    plateau = node("ReduceLROnPlateau", patience=0, threshold=0.9, factor=0.1)
+    assert used_by(plateau) == pytest.approx(held(0.01, 0.01, 0.001))
+
+
+def test_reduce_lr_on_plateau_takes_its_direction_from_the_monitor(used_by: Rates) -> None:
+    """A loss that falls would be a plateau if more were better."""
+    plateau = node("ReduceLROnPlateau", patience=0, factor=0.1)
+    assert used_by(plateau) == held(0.01, 0.01, 0.01)
+    rising = used_by(plateau, "trainer.monitor=accuracy/valid", "optimizer.lr=0.001")
+    assert rising == held(0.001, 0.001, 0.001)
+
+
+WARM_UP = node("LinearLR", start_factor=0.5, total_iters=1)
+
+
+def test_nested_schedules_follow_each_other(used_by: Rates) -> None:
+    chain = node("SequentialLR", milestones=[1],
+                 schedulers=[WARM_UP, node("CosineAnnealingLR", T_max=None)])  # fmt: skip
+    assert used_by(chain) == pytest.approx(held(0.005, 0.01, 0.005))
+
+
+def test_chained_schedules_multiply(used_by: Rates) -> None:
+    chain = node("ChainedScheduler", schedulers=[WARM_UP, node("ExponentialLR", gamma=0.1)])
+    assert used_by(chain) == pytest.approx(held(0.005, 0.001, 0.0001))
+
+
+def half(optimizer: SGD) -> StepLR:
+    """A schedule of one's own, which does not say what it counts."""
+    return StepLR(optimizer, 6, 0.5)
+
+
+def rate(optimizer: SGD) -> float:
+    """No schedule, though it might look like one."""
+    return 0.1
+
+
+HALF = {"_target_": f"{__name__}.half", "_partial_": True}
+
+
+def test_a_function_of_ones_own_moves_by_steps_and_says_so(
+    used_by: Rates, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert used_by(HALF) == held(0.01, 0.005, 0.0025)
+    assert "its StepLR moves after each step; if it counts epochs, add every: epoch" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_function_of_ones_own_may_say_what_it_counts(
+    used_by: Rates, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert used_by({**HALF, "every": "epoch"}) == [0.01] * 18
+    assert used_by({**HALF, "every": "step"}) == held(0.01, 0.005, 0.0025)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        node("StepLR", step_size=1, gamma=0.5),
+        node("CosineAnnealingLR", T_max=None),
+        node("CosineAnnealingLR", T_max=None, every="step"),
+        node("ReduceLROnPlateau", patience=0, threshold=1.0),
+        node("MultiStepLR", milestones=[1, 2]),
+        node("CyclicLR", base_lr=0.01, max_lr=0.02, step_size_up=2),
+        node("SequentialLR", milestones=[1], schedulers=[WARM_UP, node("StepLR", step_size=1)]),
+        node("ChainedScheduler", schedulers=[WARM_UP, node("StepLR", step_size=1)]),
+    ],
+)  # fmt: skip
+def test_a_run_stopped_inside_an_epoch_goes_on_with_its_schedule(
+    scheduler: dict[str, Any],
+    torch_settings: None,
+    compose: Callable[[list[str]], dict[str, Any]],
+    tiny: Data,
+    tmp_path: Path,
+) -> None:
+    config = compose([*SMALL, "trainer.epochs=3"]) | {"scheduler": scheduler}
+    go_on(tmp_path / "unbroken", config, tiny)
+    for steps in (5, 3):  # to the end of the first epoch, and into the second
+        assert go_on(tmp_path / "run", config, tiny, stop_after(steps)) == "interrupted"
+    assert go_on(tmp_path / "run", config, tiny) == "finished"
+    assert_same_run(tmp_path / "run", tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "overrides", "line"),
+    [
+        (node("ReduceLROnPlateau", every="step"), [], "use scheduler.every=epoch"),
+        (node("ReduceLROnPlateau", mode="max"), [], "use scheduler.mode=min or leave it out"),
+        (node("OneCycleLR", max_lr=0.01, pct_start=1.0), [], "phase of the cycle without length"),
+        (node("OneCycleLR", max_lr=0.01, pct_start=0.1),
+         ["trainer.epochs=1", "loader.batch_size=32"], "phase of the cycle without length"),
+        (node("OneCycleLR", max_lr=0.01, total_steps=17), [], "use scheduler.total_steps=null"),
+        (node("ChainedScheduler", schedulers=[WARM_UP, node("OneCycleLR", max_lr=0.01)]), [],
+         "say which with scheduler.every"),
+        ({"_target_": f"{__name__}.rate", "_partial_": True}, [], "a float without step, state_"),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_does_not_suit_the_run_is_refused(
+    scheduler: dict[str, Any], overrides: list[str], line: str, used_by: Rates
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(line)) as raised:
+        used_by(scheduler, *overrides)
+    assert "\n" not in str(raised.value)
+
+
+def two_rates(parameters: Iterable[nn.Parameter], lr: float, bias: float) -> SGD:
+    """The bias of a linear model learns at `bias` times the rate."""
+    weight, last = parameters
+    groups: list[dict[str, Any]] = [{"params": [weight]}, {"params": [last], "lr": lr * bias}]
+    return SGD(groups, lr=lr)
+
+
+@pytest.fixture
+def group_rates(
+    torch_settings: None,
+    compose: Callable[[list[str]], dict[str, Any]],
+    tiny: Data,
+    tmp_path: Path,
+) -> Callable[..., list[dict[str, float]]]:
+    """The log lines of a run whose optimizer has two parameter groups."""
+
+    def group_rates(scheduler: dict[str, Any], bias: float) -> list[dict[str, float]]:
+        config = compose(["trainer.epochs=1", "loader.batch_size=60", "trainer.log_every=1",
+                          "model=linear"])  # fmt: skip
+        target = f"{__name__}.two_rates"
+        config["optimizer"] = {"_target_": target, "_partial_": True, "lr": 0.1, "bias": bias}
+        config["scheduler"] = scheduler
+        run = runs.start(claim(tmp_path / "run", exact=False), config, [])
+        train(config, tiny, run)
+        run.end("finished")
+        lines = map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines())
+        return [line for line in lines if "lr" in line]
+
+    return group_rates
+
+
+def test_onecycle_keeps_the_proportion_of_the_groups_rates(
+    group_rates: Callable[..., list[dict[str, float]]],
+) -> None:
+    lines = group_rates(node("OneCycleLR", max_lr=0.1, cycle_momentum=False), 0.001)
+    assert max(line["lr"] for line in lines) == pytest.approx(0.1, rel=0.05)
+    assert [line["lr/1"] for line in lines] == pytest.approx([line["lr"] / 1000 for line in lines])
+
+
+def test_the_rates_of_further_groups_are_logged_where_they_differ(
+    group_rates: Callable[..., list[dict[str, float]]],
+) -> None:
+    constant_schedule = {"_target_": f"{constant.__module__}.constant", "_partial_": True}
+    assert {(line["lr"], line["lr/1"]) for line in group_rates(constant_schedule, 0.5)} == {
+        (0.1, 0.05)
+    }
+    assert all("lr/1" not in line for line in group_rates(constant_schedule, 1.0))
+
+
+def test_a_rate_without_a_reference_for_the_groups_is_refused() -> None:
+    opt = two_rates(nn.Linear(2, 2).parameters(), 0.1, 0.5)
+    config = {
+        "trainer": {"epochs": 1, "monitor": "loss/valid"},
+        "optimizer": {},
+        "scheduler": node("OneCycleLR", max_lr=0.1),
+    }
+    with pytest.raises(UsageError, match="give a list of 2 rates"):
+        build_schedule(config, opt, 10)
+
+
+def test_a_list_of_rates_is_for_the_groups(
+    group_rates: Callable[..., list[dict[str, float]]],
+) -> None:
+    lines = group_rates(node("OneCycleLR", max_lr=[0.1, 0.3], cycle_momentum=False), 0.001)
+    assert [line["lr/1"] for line in lines] == pytest.approx([3 * line["lr"] for line in lines])

@@ -5,21 +5,31 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hydra
 import optuna
 import paced
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    json_to_distribution,
+)
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from saved_runs import record
 from under_way import UnderWay
 
+from experiments.config.compose import CONF
+from experiments.errors import UsageError
 from experiments.sweeps.search import search_space
+from experiments.sweeps.study import Setting, describe, open_study
 
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
@@ -113,6 +123,127 @@ def test_a_missing_optuna_is_told_in_one_line_with_what_installs_it(
     assert line == (
         "experiments: hydra/sweeper=tpe needs Optuna: pip install 'experiments[search]'"
     )
+
+
+# A study that continues has to be the same search
+
+Made = Callable[..., Setting]
+
+
+@pytest.fixture
+def made() -> Made:
+    """The setting of a search: `made(*arguments)`."""
+
+    def made(*arguments: str) -> Setting:
+        fixed, space = search_space([*arguments])
+        with hydra.initialize_config_dir(str(CONF), "experiments", version_base="1.3"):
+            return describe(lambda overrides: hydra.compose("config", overrides), fixed, space)
+
+    return made
+
+
+def ask_one(file: Path, setting: Setting) -> None:
+    """Open the study of a search and draw a trial."""
+    study = open_study(file, setting, seed=0, prune=False)
+    study.ask({key: json_to_distribution(text) for key, text in setting.space.items()})
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (["trainer.monitor=accuracy/valid"], "trainer.monitor=loss/valid (now accuracy/valid)"),
+        (["trainer.epochs=3"], "trainer.epochs=10 (now 3)"),
+        (["data.path=/elsewhere"], "data.path=null (now /elsewhere)"),
+        (["seed=1"], "seed=0 (now 1)"),
+        (["+model.bias=false"], "model.bias=(missing) (now false)"),
+        (["model.dropout=0,0.1"], "model.dropout=(not searched) (now 0,0.1)"),
+    ],
+)
+def test_a_study_is_not_continued_with_another_config(
+    change: list[str], difference: str, made: Made, tmp_path: Path
+) -> None:
+    ask_one(tmp_path / "study.journal", made(*SPACE))
+    before = (tmp_path / "study.journal").read_bytes()
+    with pytest.raises(UsageError) as raised:
+        ask_one(tmp_path / "study.journal", made(*SPACE, *change))
+    assert f": its search began with {difference}; use another sweep=" in str(raised.value)
+    ask_one(tmp_path / "study.journal", made(*SPACE))
+    assert (tmp_path / "study.journal").read_bytes().startswith(before)
+
+
+def test_a_study_is_not_continued_with_other_bounds_or_choices(made: Made, tmp_path: Path) -> None:
+    ask_one(tmp_path / "study.journal", made(*SPACE))
+    with pytest.raises(UsageError) as raised:
+        ask_one(
+            tmp_path / "study.journal",
+            made("optimizer.lr=interval(0.1,1)", "loader.batch_size=8,9"),
+        )
+    assert (
+        "optimizer.lr=tag(log,interval(0.0001,1.0)) (now interval(0.1,1.0)), "
+        "loader.batch_size=32,64 (now 8,9);"
+    ) in str(raised.value)
+
+
+def test_what_does_not_change_a_trial_may_differ(made: Made, tmp_path: Path) -> None:
+    ask_one(tmp_path / "study.journal", made(*SPACE))
+    others = ["checkpoint.keep=5", "trainer.log_every=1", "trainer.threads=2"]
+    ask_one(tmp_path / "study.journal", made(*reversed(SPACE), *others))
+    assert len(trials(tmp_path)) == 2
+
+
+def test_an_option_of_a_searched_group_may_not_change(made: Made, tmp_path: Path) -> None:
+    searched = "optimizer=sgd,adam"
+    setting = made(searched)
+    ask_one(tmp_path / "study.journal", setting)
+    changed = {label: dict(config) for label, config in setting.configs.items()}
+    changed["optimizer=adam"]["optimizer.eps"] = 1e-3
+    with pytest.raises(UsageError, match=r"optimizer\.eps=1e-08 \(now 0\.001\)"):
+        ask_one(tmp_path / "study.journal", replace(setting, configs=changed))
+
+
+def test_a_study_of_before_continues_if_its_direction_is_the_same(
+    made: Made, tmp_path: Path
+) -> None:
+    """Version 0.1.0 did not store what a study was made with."""
+    file = tmp_path / "study.journal"
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
+    study = optuna.create_study(storage=storage, study_name="search", direction="minimize")
+    study.ask(search_space(SPACE)[1])
+    with pytest.raises(UsageError, match=r"trainer\.monitor=loss/valid \(now accuracy/valid\)"):
+        ask_one(file, made(*SPACE, "trainer.monitor=accuracy/valid"))
+    with pytest.raises(UsageError, match=r"loader\.batch_size=32,64 \(now 16,32\)"):
+        ask_one(file, made(SPACE[0], "loader.batch_size=16,32"))
+    ask_one(file, made(*SPACE))
+    with pytest.raises(UsageError, match=r"trainer\.epochs=10 \(now 3\)"):
+        ask_one(file, made(*SPACE, "trainer.epochs=3"))
+
+
+def test_the_metric_itself_cannot_be_searched(made: Made, tmp_path: Path) -> None:
+    setting = made(*SPACE, "trainer.monitor=loss/valid,accuracy/valid")
+    with pytest.raises(UsageError, match=r"^trainer\.monitor: a search needs one metric"):
+        open_study(tmp_path / "study.journal", setting, seed=0, prune=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_metric_for_the_same_search_is_told_in_one_line(
+    tmp_path: Path, small_mnist_dir: Path, cli: Command
+) -> None:
+    command = [
+        *("-m", "hydra/sweeper=tpe", "hydra.sweeper.trials=1", "sweep=s", "trainer.epochs=1"),
+        *(f"data.path={small_mnist_dir}", *SPACE),
+    ]
+    assert cli(*command).returncode == 0
+    completed = cli(*command, "trainer.monitor=accuracy/valid")
+    assert completed.returncode == 2
+    [line] = completed.stderr.splitlines()
+    assert line == (
+        "experiments: outputs/s: its search began with trainer.monitor=loss/valid "
+        "(now accuracy/valid); use another sweep= for a new search, or the same settings"
+    )
+    assert len(trials(tmp_path / "outputs" / "s")) == 1
+    more = cli(*command, "hydra.sweeper.trials=2", "hydra.sweeper.prune=false")
+    assert more.returncode == 0, more.stderr
+    assert len(over(tmp_path / "outputs" / "s")) == 2
 
 
 # A search, stopped, continued and made longer

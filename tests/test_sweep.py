@@ -1,8 +1,9 @@
 """Sweeps over all cores: the real command, its signals, and the directory that it goes on in."""
 
+import io
 import json
-import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,14 +16,18 @@ import pytest
 from conftest import PATIENCE, WATCHED, FinishedRun
 from hypothesis import given
 from hypothesis import strategies as st
-from saved_runs import assert_same_run, go_on, lines, record
+from omegaconf import OmegaConf
+from saved_runs import assert_same_run, change_record, go_on, lines, record
 from terminal import run_in_terminal
 from under_way import UnderWay
 
 from experiments import job
 from experiments.config.names import run_name
 from experiments.directory.checkpoints import Checkpoints
-from experiments.directory.claim import lock_directory
+from experiments.directory.claim import LOCK_FILE, lock_directory
+from experiments.sweeps.jobs import Job
+from experiments.sweeps.pool import record_interruption
+from experiments.sweeps.view import LiveTable
 
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
@@ -33,12 +38,14 @@ Compose = Callable[[list[str]], dict[str, Any]]
 OWN = """
 import os
 import signal
+import weakref
 from pathlib import Path
 
 from hydra.experimental.callback import Callback
 from torch import nn
 
 from experiments.data import mnist
+from experiments.errors import UsageError
 
 class Fragile(nn.Linear):
     def __init__(self, how):
@@ -51,6 +58,28 @@ class Fragile(nn.Linear):
                 os.kill(os.getpid(), signal.SIGKILL)
             return {}["a mistake of ours"]
         return super().forward(x)
+
+class Failing(nn.Linear):
+    # It fails in one of three ways, and before that writes how many of its kind are in memory and
+    # how many files are open.
+    made = 0
+    alive = weakref.WeakSet()
+
+    def __init__(self):
+        super().__init__(784, 10)
+        Failing.made += 1
+        Failing.alive.add(self)
+        self.cycle = [self]
+        self.how = Failing.made % 3
+        with open("left", "a") as file:
+            print(len(Failing.alive), len(os.listdir("/proc/self/fd")), file=file)
+        if self.how == 0:
+            raise UsageError("model: cannot be built")
+
+    def forward(self, x):
+        if self.how == 1:
+            raise KeyError
+        return super().forward(x) * float("nan")
 
 def counted(path):
     with open("readers", "a") as file:
@@ -70,6 +99,7 @@ def own_parts(directory: Path) -> None:
     for name, text in {
         "model/raising": "_target_: own_parts.Fragile\nhow: raising\n",
         "model/killed": "_target_: own_parts.Fragile\nhow: killed\n",
+        "model/failing": "_target_: own_parts.Failing\n",
         "data/counted": "_target_: own_parts.counted\npath: null\n",
     }.items():
         file = directory / "own" / f"{name}.yaml"
@@ -246,6 +276,52 @@ def test_a_worker_that_is_killed_before_its_run_has_a_record_is_a_failure(
     assert re.search(r"^ +\d .*failed", completed.stdout, re.M)
 
 
+def test_runs_that_fail_leave_neither_models_nor_open_files_in_their_worker(
+    tmp_path: Path, small_mnist_dir: Path, cli: Command
+) -> None:
+    own_parts(tmp_path)
+    completed = cli(
+        "-m", "--config-dir", "own", "sweep=failing", f"data.path={small_mnist_dir}",
+        "model=failing", "seed=range(0,12)", "trainer.epochs=1", "hydra.launcher.workers=1",
+    )  # fmt: skip
+    assert completed.returncode == 1, completed.stderr
+    assert states(tmp_path / "outputs" / "failing") == ["diverged"] * 4 + ["failed"] * 8
+    left = [line.split() for line in (tmp_path / "left").read_text().splitlines()]
+    assert [models for models, _ in left] == ["1"] * 12
+    assert len({files for _, files in left[3:]}) == 1
+
+
+def test_the_loader_processes_of_a_worker_that_is_killed_leave_too(
+    tmp_path: Path, small_mnist_dir: Path
+) -> None:
+    own_parts(tmp_path)
+    (tmp_path / "fragile").touch()
+    with UnderWay(
+        tmp_path, "-m", "--config-dir", "own", "sweep=s", f"data.path={small_mnist_dir}",
+        "model=killed", "loader=torch", "loader.num_workers=1", "seed=0,1",
+        "hydra.launcher.workers=1",
+    ) as sweep:  # fmt: skip
+        code, out, _ = sweep.end()
+        assert sweep.outlived() == []
+    assert code == 1
+    assert len(re.findall(r"failed .*SIGKILL", out)) == 2
+    assert states(tmp_path / "outputs" / "s") == ["failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("running", "interrupted"), ("finished", "finished")]
+)
+def test_a_run_whose_worker_a_signal_ended_before_it_could_say_so_is_recorded(
+    before: str, after: str, finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    path = shutil.copytree(finished_run.path, tmp_path / "run")
+    change_record(path, state=before)
+    state, value, error = record_interruption(Job("run", path, OmegaConf.create()))
+    assert (state, error) == (after, None)
+    assert (value is None) == (after == "interrupted")
+    assert record(path)["state"] == after
+
+
 # Workers, and a config that changes
 
 
@@ -304,12 +380,12 @@ def test_a_sweep_that_another_process_runs_is_refused(cli: Command, tmp_path: Pa
     sweep.mkdir(parents=True)
     lock = lock_directory(sweep)
     completed = cli("-m", "sweep=taken", "seed=0,1")
-    os.close(lock)
+    lock.close()
     assert completed.returncode == 2
     [line] = completed.stderr.splitlines()
     assert line.startswith("experiments: outputs/taken: another process is running it")
     assert completed.stdout == ""
-    assert list(sweep.iterdir()) == []
+    assert [file.name for file in sweep.iterdir()] == [LOCK_FILE]
 
 
 def test_two_sweeps_that_start_together_have_a_directory_each(
@@ -358,6 +434,43 @@ def test_another_launcher_runs_the_same_jobs_to_the_same_bits(
 def test_another_launcher_makes_one_level_of_directories_too(joblib_runs: Path) -> None:
     """Though a value, here data.path, has slashes in it."""
     assert states(joblib_runs) == ["finished"] * 2
+
+
+def test_loader_workers_run_under_another_launcher_to_the_same_bits(
+    tmp_path: Path, small_mnist_dir: Path, cli: Command
+) -> None:
+    """Its processes start their own kind of process by default, which is not a DataLoader's."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    for name, launcher, workers in (("j", "joblib", 2), ("b", "basic", 0)):
+        completed = cli(
+            "-m", f"hydra/launcher={launcher}", f"sweep={name}", f"data.path={small_mnist_dir}",
+            "trainer.epochs=1", "model=linear", "loader=torch", f"loader.num_workers={workers}",
+            "seed=0,1",
+        )  # fmt: skip
+        assert completed.returncode == 0, completed.stderr
+    for seed in ("seed=0", "seed=1"):
+        [one] = (tmp_path / "outputs" / "j").glob(f"*{seed}*")
+        [other] = (tmp_path / "outputs" / "b").glob(f"*{seed}*")
+        assert lines(one) == lines(other)
+        assert record(one)["weights"] == record(other)["weights"]
+
+
+@pytest.mark.parametrize("state", ["finished", "pruned"])
+def test_another_launcher_keeps_what_is_complete_too(
+    state: str, tmp_path: Path, small_mnist_dir: Path, cli: Command
+) -> None:
+    command = [
+        *("-m", "hydra/launcher=basic", "sweep=s", "seed=0", f"data.path={small_mnist_dir}"),
+        "trainer.epochs=1",
+    ]
+    assert cli(*command).returncode == 0
+    [run] = [file.parent for file in (tmp_path / "outputs" / "s").glob("*/run.json")]
+    change_record(run, state=state)
+    before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    completed = cli(*command)
+    assert completed.returncode == 0, completed.stderr
+    assert "Traceback" not in completed.stderr
+    assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
 
 
 # Signals
@@ -525,6 +638,21 @@ def terminal(tmp_path_factory: pytest.TempPathFactory, small_mnist_dir: Path) ->
         code=130,
         interrupt_when=all_was_drawn,
     )
+
+
+@pytest.mark.parametrize("columns", [20, 80])
+def test_names_and_errors_that_look_like_markup_are_shown_as_they_are(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = io.StringIO()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys, "stdout", text)
+    job = Job("a[/b]=[bold]", tmp_path, OmegaConf.create(), "failed", error="shape [/x]\x1b[2J")
+    table = LiveTable(2, [job, Job("[/c]", tmp_path, OmegaConf.create(), "running")])
+    table.job_ended(job)
+    table.refresh()
+    table.close()
+    assert "shape [/x]\\x1b[2J" in text.getvalue().replace("\n", "")
 
 
 def test_a_terminal_shows_each_running_job_with_its_progress(terminal: str) -> None:

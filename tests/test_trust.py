@@ -1,5 +1,6 @@
 """Untrusted run directories: nothing that they name or contain is executed."""
 
+import importlib
 import json
 import pickle
 import shutil
@@ -13,6 +14,9 @@ import pytest
 import yaml
 from saved_runs import SMALL, call, go_on, stop_after
 from test_checkpoint import Bomb, plant
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from experiments import __main__ as entrypoint
 from experiments import evaluate, job, load_run, reproduce
@@ -21,7 +25,7 @@ from experiments.config.compose import CONF
 from experiments.config.slips import list_options
 from experiments.data import Data
 from experiments.directory.checkpoints import Checkpoints, serialize
-from experiments.directory.environment import git_state
+from experiments.directory.git import git_state
 from experiments.directory.trust import check_names, check_objects
 from experiments.errors import UsageError
 
@@ -383,6 +387,34 @@ def test_every_shipped_option_may_be_built_from_a_saved_run(compose: Compose) ->
 def test_parts_of_torch_may_be_built(group: str, target: str) -> None:
     check_names({group: {"_target_": target}}, [])
     check_objects({group: {"_target_": target}}, [])
+
+
+@pytest.mark.parametrize(
+    ("module", "group", "kind"),
+    [
+        ("torch.nn", "model", nn.Module),
+        ("torch.optim", "optimizer", Optimizer),
+        ("torch.optim.lr_scheduler", "scheduler", LRScheduler),
+    ],
+)
+def test_every_part_that_torch_offers_comes_back(module: str, group: str, kind: type) -> None:
+    """Also those whose own module is the package, as Adafactor's and Muon's is."""
+    offered = vars(importlib.import_module(module))
+    parts = [name for name, part in offered.items() if isinstance(part, type)
+             and issubclass(part, kind)]  # fmt: skip
+    assert len(parts) > 10
+    for name in parts:
+        check_names({group: {"_target_": f"{module}.{name}"}}, [])
+        check_objects({group: {"_target_": f"{module}.{name}"}}, [])
+
+
+def test_a_tensor_may_be_an_argument_of_a_part_but_no_part() -> None:
+    weight = {"_target_": "torch.tensor", "data": [1.0, 2.0]}
+    config = {"loss": {"_target_": "torch.nn.CrossEntropyLoss", "weight": weight}}
+    check_names(config, [])
+    check_objects(config, [])
+    with pytest.raises(UsageError, match=r"loss._target_=torch.tensor: not built"):
+        check_names({"loss": weight}, [])
 
 
 def test_nested_modules_of_torch_may_be_built() -> None:

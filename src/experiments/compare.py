@@ -5,10 +5,10 @@ Of exactly two runs it prints the differences side by side. Imports no torch.
 
 import argparse
 import json
-import signal
 from functools import partial
 from pathlib import Path
 
+from experiments import stdio
 from experiments.directory.paths import display_path
 from experiments.errors import UsageError, exit_with_usage_error
 from experiments.results.rows import collect, read
@@ -17,6 +17,7 @@ from experiments.results.tables import as_json, save, side_by_side, table, write
 
 def main() -> None:
     """Parse the command line and compare."""
+    stdio.protect(ignore_closed_pipes=True)
     parser = argparse.ArgumentParser("python -m experiments.compare", description=__doc__)
     parser.add_argument("directories", type=Path, nargs="+", metavar="DIR",
                         help="runs, or directories that contain runs")  # fmt: skip
@@ -25,7 +26,6 @@ def main() -> None:
     parser.add_argument("--export", type=Path, metavar="FILE", help="write all rows as JSON")
     parser.error = partial(exit_with_usage_error, "experiments.compare")  # type: ignore[method-assign]
     args = parser.parse_args()
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` is not an error
     try:
         rows = collect(args.directories)
         if not rows:

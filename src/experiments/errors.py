@@ -8,6 +8,8 @@ Interrupted   stopped at a checkpoint by a signal: exit code 128 + its number
 import sys
 from typing import NoReturn
 
+from experiments.stdio import printable
+
 
 class UsageError(Exception):
     """A mistake of the user's, whose one-line message names the key, its value and the remedy."""
@@ -27,5 +29,5 @@ class Interrupted(Exception):
 
 def exit_with_usage_error(program: str, line: str) -> NoReturn:
     """Print a usage error in one line and exit with code 2."""
-    print(f"{program}: {line}", file=sys.stderr)
+    print(f"{program}: {printable(line)}", file=sys.stderr)
     sys.exit(2)

@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
@@ -20,12 +20,15 @@ from hydra.core.utils import run_job
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from experiments.config import resolvers
 from experiments.config.compose import validate
+from experiments.config.secrets import redact, require
 from experiments.data import Data
 from experiments.directory import record
 from experiments.directory.claim import claim
 from experiments.directory.identity import differences, identify, keep_changed
 from experiments.directory.paths import display_path
+from experiments.directory.trust import resume_command
 from experiments.errors import Diverged, Interrupted, UsageError
 from experiments.interrupt import Interrupt
 from experiments.training.build import build
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     # arguments: number of epochs, number of batches per epoch
     ProgressMaker = Callable[[int, int], Progress]
 
+_frozen = False  # whether the objects from start-up are exempt from garbage collection
+
 
 def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
     """Claim a directory and run the job in it, with the callbacks and files of Hydra's own main.
@@ -44,6 +49,11 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
     """
     chosen_by_user = any(o.startswith("hydra.run.dir=") for o in composed.hydra.overrides.hydra)
     requested = Path(composed.hydra.run.dir)
+    if chosen_by_user and any(requested.glob("*/run.json")):
+        raise UsageError(
+            f"hydra.run.dir={requested}: holds the runs of a sweep, which this one would hide; "
+            "choose another directory"
+        )
     missing = [folder for folder in requested.parents if not folder.exists()]
     directory = claim(requested, exact=chosen_by_user)
     try:
@@ -66,49 +76,74 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
 
 
 def load_data(config: dict[str, Any]) -> Data:
-    """The data set of a config; the last one is cached for the next run in this process."""
-    return _load_data(json.dumps(config["data"]))
+    """The data set of a config; the last one is cached for the next run in this process, unless
+    something has written to its rows.
+
+    Raises UsageError if it is no data set that a run can use.
+    """
+    node = json.dumps(config["data"])
+    data, versions = _load_data(node)
+    if data.versions() != versions:
+        _load_data.cache_clear()
+        data, versions = _load_data(node)
+    return data
 
 
 @functools.lru_cache(maxsize=1)
-def _load_data(node: str) -> Data:
-    return cast(Data, build({"data": json.loads(node)}, "data"))
+def _load_data(node: str) -> tuple[Data, list[int]]:
+    config = json.loads(node)
+    data = build({"data": config}, "data")
+    from experiments.data.checks import check_data  # imports torch, which the data has done
+
+    check_data(data, config["_target_"])
+    return data, data.versions()
 
 
 def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
     """Execute a run from its composed config; returns the best value of `trainer.monitor`.
 
     If a sweep's job finds the same run in its directory, it resumes it, or returns its result if
-    it has ended. Raises UsageError, Diverged, SystemExit after a signal, or any other exception;
-    run.json records each.
+    it has ended in a state that a sweep keeps. Raises UsageError, Diverged, SystemExit after a
+    signal, or any other exception; run.json records each.
     """
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
-    resolved = validate(config)
+    with where_typed():
+        resolved = validate(config, allow_unused=True)  # checked where it was composed
     if not OmegaConf.is_missing(settings.job, "num") and (path / "run.json").exists():
-        if (path / "config.yaml").read_bytes() != record.config_text(resolved):
+        saved_text, text = (path / "config.yaml").read_bytes(), record.config_text(resolved)
+        if record.built_part(saved_text) != record.built_part(text):
             raise UsageError(
                 f"{path}: holds a run with another config; use another hydra.sweep.dir"
             )
-        saved = record.read_record(path)
-        reject_changes(path, saved, resolved)
-        if saved["state"] == "finished":
-            return float(saved["metrics"]["best"][resolved["trainer"]["monitor"]])
-        if saved["state"] == "diverged":
-            raise Diverged(saved["error"])
-        run_directory = record.reopen(path)
+        reject_changes(path, resolved)
+        try:
+            run_directory = record.reopen(path, keep=record.COMPLETED)
+        except record.Completed as completed:
+            return earlier_result(completed.record, resolved["trainer"]["monitor"])
     else:
         overrides = [str(override) for override in settings.overrides.task]
-        run_directory = record.start(path, resolved, overrides)
+        with where_typed():
+            run_directory = record.start(path, resolved, overrides)
     best = execute(run_directory, resolved, progress=progress)
     print(summary(run_directory))
     return best
 
 
-def reject_changes(path: Path, saved: dict[str, Any], config: dict[str, Any]) -> None:
+def where_typed() -> contextlib.AbstractContextManager[None]:
+    """A context in the directory in which the command was typed: with `hydra.job.chdir=true` a job
+    is in its own, where a relative path would mean something else.
+    """
+    if HydraConfig.initialized() and HydraConfig.get().job.chdir:
+        return contextlib.chdir(HydraConfig.get().runtime.cwd)
+    return contextlib.nullcontext()
+
+
+def reject_changes(path: Path, config: dict[str, Any]) -> None:
     """Raise UsageError if code, data or versions have changed since a run, except for a run that
     starts anew or with --keep-changed.
     """
+    saved = record.read_record(path)
     anew = saved["state"] not in record.COMPLETED and not record.has_checkpoint(path)
     if anew or keep_changed():
         return
@@ -119,18 +154,31 @@ def reject_changes(path: Path, saved: dict[str, Any], config: dict[str, Any]) ->
         )
 
 
+def earlier_result(saved: dict[str, Any], monitor: str) -> float:
+    """The best value of a run that had ended before, NaN if it has none; raises Diverged if it
+    diverged.
+    """
+    if saved["state"] == "diverged":
+        raise Diverged(saved.get("error", "in an earlier command"))
+    return float(saved.get("metrics", {}).get("best", {}).get(monitor, math.nan))
+
+
 def run_in_sweep(config: DictConfig) -> float:
     """Execute a run, printing the traceback of a failure, so that the sweep continues.
 
     Returns the best value of `trainer.monitor`, NaN for a failed run, plus or minus infinity,
     whichever is worse, for a diverged one.
     """
+    resolvers.load_modules()
     try:
         return run(config)
     except Diverged:
         return math.inf if config.trainer.monitor.startswith("loss") else -math.inf
+    except UsageError as error:
+        print(f"experiments: {error}", file=sys.stderr)
+        return math.nan
     except Exception:
-        traceback.print_exc()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
         return math.nan
 
 
@@ -144,11 +192,17 @@ def resume(path: Path, trust: Sequence[str]) -> None:
     from experiments.directory.trust import check_objects
 
     config = read_config(path, trust)
+    already_finished = f"{display_path(path)}: already finished"
     if record.read_record(path)["state"] == "finished":
-        print(f"{display_path(path)}: already finished")
+        print(already_finished)
         return
     check_objects(config, trust)
-    run_directory = record.reopen(path)
+    require(config, "")
+    try:
+        run_directory = record.reopen(path)
+    except record.Completed:  # meanwhile, in another process
+        print(already_finished)
+        return
     execute(run_directory, config)
     print(summary(run_directory))
 
@@ -165,9 +219,7 @@ def execute(
     epochs: stop after this many epochs, if fewer than the config's.
     progress: makes the progress reporter; None selects one that suits standard output.
     """
-    # exempt the objects from start-up from garbage collection; see __main__
-    gc.freeze()
-    gc.enable()
+    collect_garbage()
     try:
         with Interrupt() as interrupt:
             data = load_data(config)
@@ -182,33 +234,57 @@ def execute(
                 lambda: interrupt.number,
                 epochs,
                 progress or make_progress,
+                lambda: interrupt.number,
             )
     except (Interrupted, KeyboardInterrupt) as interruption:
         run_directory.end("interrupted")
-        path = shlex.quote(display_path(run_directory.path))
-        print(f"interrupted; resume with: python -m experiments resume={path}", file=sys.stderr)
+        with where_typed():
+            command = resume_command(run_directory.path, config)
+        print(f"interrupted; resume with: {command}", file=sys.stderr)
         number: int = signal.SIGINT
         if isinstance(interruption, Interrupted):
             number = interruption.signal_number
         sys.exit(128 + number)
     except (UsageError, Diverged) as error:
-        run_directory.end("diverged" if isinstance(error, Diverged) else "failed", error=str(error))
+        run_directory.end(
+            "diverged" if isinstance(error, Diverged) else "failed", error=redact(str(error))
+        )
         raise
     except BaseException:
-        run_directory.end("failed", error=traceback.format_exc())
+        run_directory.end("failed", error=redact(traceback.format_exc()))
         raise
     run_directory.end("finished")
     return best
 
 
+def collect_garbage() -> None:
+    """Free what the previous run in this process left in reference cycles, such as the model that a
+    failed one's exception refers to. The first call of a process exempts the objects from start-up
+    instead, see __main__; freezing them again would keep such cycles for ever.
+    """
+    global _frozen
+    if _frozen:
+        gc.collect()
+    else:
+        _frozen = True
+        gc.freeze()
+        gc.enable()
+
+
 def summary(run_directory: record.Run) -> str:
     """The last lines of a run's output: its results, its directory and how to view it."""
     best, test = run_directory.record["metrics"]["best"], run_directory.record["metrics"]["test"]
-    path = shlex.quote(display_path(run_directory.path))
+    with where_typed():
+        path = shlex.quote(display_path(run_directory.path))
+
+    def accuracy(metrics: dict[str, float], tag: str, name: str) -> str:
+        return f", {name} {metrics[tag]:.4f}" if tag in metrics else ""
+
     return (
-        f"best  loss/valid {best['loss/valid']:.4f}, accuracy/valid {best['accuracy/valid']:.4f} "
-        f"(epoch {best['epoch']})\n"
-        f"test  loss {test['loss/test']:.4f}, accuracy {test['accuracy/test']:.4f} (last epoch)\n"
+        f"best  loss/valid {best['loss/valid']:.4f}"
+        f"{accuracy(best, 'accuracy/valid', 'accuracy/valid')} (epoch {best['epoch']})\n"
+        f"test  loss {test['loss/test']:.4f}{accuracy(test, 'accuracy/test', 'accuracy')} "
+        "(last epoch)\n"
         f"run   {path}\n"
         f"look  tensorboard --logdir {path}"
     )

@@ -5,6 +5,7 @@ The exit code is 0 only if numbers and weights are identical, or equal within `-
 
 import argparse
 import math
+import signal
 import sys
 from datetime import datetime
 from functools import partial
@@ -12,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import job
+from experiments import job, stdio
 from experiments.directory.claim import claim
 from experiments.directory.identity import code_changes
 from experiments.directory.metrics import read_metrics
@@ -46,6 +47,7 @@ class Difference(NamedTuple):
 
 def main() -> None:
     """Parse the command line, reproduce, and exit with 0 if the runs are equal, else with 1."""
+    stdio.protect()
     parser = argparse.ArgumentParser("python -m experiments.reproduce", description=__doc__)
     parser.add_argument("run", type=Path, help="the directory of a run")
     parser.add_argument("--epochs", type=int, help="number of epochs to reproduce")
@@ -63,6 +65,8 @@ def main() -> None:
         same = reproduce(args.run, args.into, args.epochs, args.rtol, args.trust)
     except UsageError as error:
         exit_with_usage_error("experiments.reproduce", str(error))
+    except BrokenPipeError:  # after the training, which it interrupts
+        sys.exit(128 + signal.SIGPIPE)
     sys.exit(0 if same else 1)
 
 
@@ -203,7 +207,7 @@ def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list
     messages += [
         f"{name}: {was.get(name)} before, {now[name]} now"
         for name in now
-        if was.get(name) != now[name]
+        if was.get(name) != now[name] and (name in was or not name.startswith("git "))
     ]
     if "final" in before.get("weights", {}):
         from experiments.directory.checkpoints import Checkpoints
@@ -217,6 +221,12 @@ def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list
 
 def environment_of(record: dict[str, Any]) -> dict[str, Any]:
     """What a run's results may depend on besides its config, from its run.json."""
+    git = record["git"]
+    known = {}  # what git could not tell is no difference
+    if git.get("commit"):
+        known["git commit"] = git["commit"]
+        if git.get("diff") or git.get("dirty") is False:
+            known["git diff"] = git.get("diff")
     return {
         "seed": record["seed"],
         "python": record["python"],
@@ -224,8 +234,7 @@ def environment_of(record: dict[str, Any]) -> dict[str, Any]:
         **record.get("versions", {}),
         **record["packages"],
         **record.get("environment", {}),
-        "git commit": record["git"]["commit"],
-        "git diff": record["git"]["diff"],
+        **known,
         **{f"data {split}": digest for split, digest in record.get("data", {}).items()},
         "initial weights": record.get("weights", {}).get("initial"),
     }

@@ -5,7 +5,7 @@ Nothing in the directory is executed, so it may be untrusted (see directory/trus
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from experiments.directory.identity import code_changes, identify
 from experiments.directory.metrics import read_metrics, rows_by_step
 from experiments.directory.record import read_record
 from experiments.directory.saved_config import read_config
-from experiments.directory.trust import check_objects
+from experiments.directory.trust import check_objects, resume_command
 from experiments.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class SavedRun:
     metrics: one row per logged step, for `pandas.DataFrame(run.metrics)`
     model: the checkpoint's weights, on the CPU, in evaluation mode
     step: number of optimizer steps at that checkpoint
+    loss_state: the loss's parameters and buffers at that checkpoint
     """
 
     path: Path
@@ -37,6 +38,7 @@ class SavedRun:
     metrics: list[dict[str, float]]
     model: "nn.Module"
     step: int
+    loss_state: dict[str, Any] = field(default_factory=dict)
 
 
 def load_run(
@@ -59,7 +61,8 @@ def load_run(
     checkpoints = Checkpoints(path / "checkpoints")
     content = checkpoints.load(checkpoint) or checkpoints.load("last")
     if content is None:
-        raise UsageError(f"{path}: has no checkpoint yet; resume={path} continues the run")
+        command = resume_command(path, config)
+        raise UsageError(f"{path}: has no checkpoint yet; go on with: {command}")
     record = read_record(path)
     for change in code_changes(record, identify(config)["code"]):
         print(f"warning: {change} since the run: its model may compute something else",
@@ -74,4 +77,5 @@ def load_run(
         metrics=rows_by_step(read_metrics(path)),
         model=model.eval(),
         step=content["state"]["step"],
+        loss_state=content.get("loss", {}),
     )

@@ -5,10 +5,12 @@ Every run goes through `train`: from the command line, resumed, or in a sweep's 
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 from experiments.config.names import overridden
 from experiments.data import Data
+from experiments.data.scan import Scan
 from experiments.directory.checkpoints import Checkpoints, restoring
 from experiments.directory.environment import packages
 from experiments.directory.fingerprint import fingerprint
@@ -28,9 +30,11 @@ from experiments.training.fit import (
     EagerSteps,
     FitOptions,
     Steps,
+    as_metrics,
     evaluate,
     fit,
 )
+from experiments.training.means import step_weights
 from experiments.training.parts import Parts, build_parts
 from experiments.training.progress import Progress, make_progress
 from experiments.training.train_log import State
@@ -43,13 +47,16 @@ def train(
     stop_signal: Callable[[], int | None] = lambda: None,
     epochs: int | None = None,
     progress: Callable[[int, int], Progress] = make_progress,
+    stop_evaluation: Callable[[], int | None] = lambda: None,
 ) -> float:
     """Train the model of a resolved config and write all results to the run directory.
 
     Continues from the run's newest checkpoint if there is one. With `epochs` it stops after that
     many epochs and skips the test split. `progress` is called with the number of epochs and of
-    batches per epoch. Returns the best value of `trainer.monitor`. Raises UsageError if the parts
-    do not fit together, Diverged and Interrupted as `fit` does.
+    batches per epoch; `stop_signal` once a step and `stop_evaluation` once a batch of an
+    evaluation: each returns a signal's number or None. Returns the best value of
+    `trainer.monitor`. Raises UsageError if the parts do not fit together, Diverged and Interrupted
+    as `fit` does.
     """
     trainer, seed = config["trainer"], config["seed"]
     device = prepare_torch(trainer)
@@ -58,7 +65,7 @@ def train(
     checkpoints = Checkpoints(run.path / "checkpoints", **config["checkpoint"])
     saved = checkpoints.load()
     state = State() if saved is None else restore(parts, saved, run)
-    steps, compiled = make_steps(parts, trainer)
+    steps, compiled = make_steps(parts, trainer, data.scans["train"], stop_signal)
     record_environment(run, parts, data, torch_environment(device, trainer) | compiled)
     tracker = start_tracking(run, config) if saved is None else continue_tracking(run, saved)
     reporter = progress(trainer["epochs"], len(parts.train_loader))
@@ -73,21 +80,35 @@ def train(
         checkpoints.save(state.step, state.epoch, content, best=best)
 
     options = FitOptions(epochs or trainer["epochs"], trainer["log_every"], trainer["monitor"])
-    callbacks = Callbacks(tracker.log, save, reporter, checkpoints.due, stop_signal)
-    try:
-        fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
-    except Diverged:
-        tracker.hparams_end(success=False)
-        raise
-    finally:
-        reporter.close()
-        run.update(metrics={"best": state.best, "last": state.last})
-    if epochs is None:
-        test(parts, state, run, tracker)
-    tracker.close()
+    callbacks = Callbacks(
+        tracker.log, save, reporter, checkpoints.due, stop_signal, stop_evaluation,
+        parts.schedule.end_epoch,
+    )  # fmt: skip
+    with closing(tracker):
+        try:
+            fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
+        except Diverged as error:
+            tracker.hparams_end(success=False)
+            raise explained(error, data) from None
+        finally:
+            reporter.close()
+            run.update(metrics={"best": state.best, "last": state.last})
+        if epochs is None:
+            evaluate_test_split(parts, state, run, tracker, stop_evaluation)
     weights = fingerprint(parts.model.state_dict())
     run.update(weights={**run.record["weights"], "final": weights})
     return state.best[trainer["monitor"]]
+
+
+def explained(error: Diverged, data: Data) -> Diverged:
+    """The error, with the rows that are not finite, which the model seemed to cope with, as its
+    cause instead of the learning rate.
+    """
+    for name in ("train", "valid"):
+        for part, row in data.scans[name].not_finite.items():
+            reason = str(error).partition(";")[0]
+            return Diverged(f"{reason}; row {row} of {name} {part} is NaN or infinite: fill it")
+    return error
 
 
 def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
@@ -97,8 +118,15 @@ def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
             raise ValueError("the order of the model's parameters has changed")
         parts.model.load_state_dict(saved["model"])
         parts.opt.load_state_dict(saved["optimizer"])
-        parts.scheduler.load_state_dict(saved["scheduler"])
-        return State(**saved["state"])
+        parts.schedule.scheduler.load_state_dict(saved["scheduler"])
+        # an earlier version stepped every schedule after each step
+        parts.schedule.every = saved.get("scheduler_every", "step")
+        # or a schedule that moves at once, at the end of an epoch, would warn
+        parts.opt._opt_called = True  # type: ignore[attr-defined]
+        parts.loss_func.load_state_dict(saved.get("loss", parts.loss_func.state_dict()))
+        # an earlier version counted every batch by its rows, and kept no state of the loss
+        weights = {"weight": saved["state"]["rows"], "epoch_weight": saved["state"]["epoch_rows"]}
+        return State(**(weights | saved["state"]))
 
 
 def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str, Any]:
@@ -108,27 +136,38 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
         "positions": tracker.sync(),
         "parameters": parts.parameter_names,
         "model": parts.model.state_dict(),
+        "loss": parts.loss_func.state_dict(),
         "optimizer": parts.opt.state_dict(),
-        "scheduler": parts.scheduler.state_dict(),
+        "scheduler": parts.schedule.scheduler.state_dict(),
+        "scheduler_every": parts.schedule.every,
         "random": global_state(),
     }
 
 
-def make_steps(parts: Parts, trainer: dict[str, Any]) -> tuple[Steps, dict[str, str]]:
-    """The eager or compiled steps, and the key of the compiled package if there is one."""
+def make_steps(
+    parts: Parts, trainer: dict[str, Any], train: Scan, stop_signal: Callable[[], int | None]
+) -> tuple[Steps, dict[str, str]]:
+    """The eager or compiled steps, and the key of the compiled package if there is one.
+
+    train: what was found in the training split, which may hold targets that do not count. Raises
+    Interrupted if a signal arrives while they are compiled.
+    """
+    weigh = step_weights(parts.loss_func, train)
     if not trainer["compile"]:
-        return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.scheduler,
-                          parts.train_loader, trainer["accumulate"]), {}  # fmt: skip
+        return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.schedule.by_step,
+                          parts.train_loader, trainer["accumulate"], weigh), {}  # fmt: skip
     from experiments.compiled.steps import CompiledSteps  # takes a second to import
 
     compiled = CompiledSteps(
         parts.model,
         parts.loss_func,
         parts.opt,
-        parts.scheduler,
+        parts.schedule.by_step,
         parts.train_loader,
         accumulated=trainer["accumulate"],
         clip_norm=trainer["clip_norm"],
+        stop_signal=stop_signal,
+        weigh=weigh,
     )
     return compiled, {"compiled": compiled.key}
 
@@ -146,10 +185,18 @@ def continue_tracking(run: Run, saved: dict[str, Any]) -> Tracker:
     return Tracker(run.path, saved["state"]["step"], saved["positions"])
 
 
-def test(parts: Parts, state: State, run: Run, tracker: Tracker) -> None:
-    """Evaluate the last weights on the test split and log the results."""
-    loss, accuracy = evaluate(parts.model, parts.loss_func, parts.test_loader)
-    metrics = {"loss/test": loss, "accuracy/test": accuracy}
+def evaluate_test_split(
+    parts: Parts,
+    state: State,
+    run: Run,
+    tracker: Tracker,
+    stop_evaluation: Callable[[], int | None],
+) -> None:
+    """Evaluate the last weights on the test split and log the results. Raises Interrupted after a
+    signal; the last checkpoint is of these weights.
+    """
+    results = evaluate(parts.model, parts.loss_func, parts.test_loader, stop_evaluation)
+    metrics = as_metrics("test", *results)
     tracker.log(state.step, state.epoch, metrics)
     run.update(metrics={**run.record["metrics"], "test": metrics})
     tracker.hparams_end(success=True)

@@ -7,20 +7,20 @@ that the next process with the same step loads the package within milliseconds.
 import contextlib
 import hashlib
 import os
-import signal
 import subprocess
-import warnings
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from experiments.compiled.compiler import POLL_SECONDS, compile_package
 from experiments.compiled.trace import as_usage_error
 from experiments.directory import durable
 from experiments.directory.fingerprint import fingerprint
-from experiments.errors import UsageError
+from experiments.errors import Interrupted, UsageError
 
 OPTIONS = {
     # dropout draws the eager numbers, from the generator whose state checkpoints hold
@@ -102,48 +102,61 @@ def cache_folder() -> Path:
     return folder
 
 
-def compile_once(key: str, graph: torch.fx.GraphModule, inputs: tuple[Any, ...]) -> Path:
+def compile_once(
+    key: str,
+    graph: torch.fx.GraphModule,
+    inputs: tuple[Any, ...],
+    before: Callable[[], None] = lambda: None,
+    stop_signal: Callable[[], int | None] = lambda: None,
+) -> Path:
     """The compiled package of a graph, from the cache or newly compiled into it.
+
+    before: called before a package is compiled; may raise UsageError.
+
+    stop_signal: gives the number of a signal that has arrived.
 
     A lock file makes concurrent processes with the same key wait instead of compiling twice. The
     file name ends in a short sha256 of the content; on a mismatch the package is compiled again.
+    Raises UsageError if it cannot be compiled, and Interrupted after a signal.
     """
-    import fcntl
-
     folder = cache_folder()
     with (folder / f"{key}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        wait_for_lock(lock.fileno(), stop_signal)
         for file in folder.glob(f"{key}-*.pt2"):
             if short_sha256(file.read_bytes()) == file.stem.partition("-")[2]:
                 return file
             file.unlink()
-        print("compiling the step, once for its shapes: about 10 to 20 seconds", flush=True)
+        before()
+        print(
+            f"compiling the step, once for its shapes: about {duration(len(graph.graph.nodes))}",
+            flush=True,
+        )
         output = folder / f"{key}.pt2"
-        # Ctrl-C also reaches the compiler's child processes; if it kills one that probes the CPU's
-        # features, the probe seems to have failed and a different package results
-        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
             with as_usage_error("the step cannot be compiled"):
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # the compiler warns about itself
-                    from experiments.compiled.products import (
-                        Products,
-                    )  # importing it takes a second
-
-                    exported = torch.export.export(graph, inputs)
-                    torch._inductor.aoti_compile_and_package(
-                        exported,
-                        package_path=str(output),
-                        inductor_configs={**OPTIONS, "post_grad_custom_post_pass": Products()},
-                    )
+                compile_package(graph, inputs, output, OPTIONS, stop_signal)
                 check_against_eager(graph, load(output, inputs[3].device), inputs)
+            content = output.read_bytes()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
-        content = output.read_bytes()
+            output.unlink(missing_ok=True)
         package = folder / f"{key}-{short_sha256(content)}.pt2"
         durable.write(package, content)
-        output.unlink()
         return package
+
+
+def wait_for_lock(lock: int, stop_signal: Callable[[], int | None]) -> None:
+    """Lock an open file exclusively. Raises Interrupted after a signal."""
+    import fcntl
+
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            number = stop_signal()
+            if number:
+                raise Interrupted(number) from None
+            time.sleep(POLL_SECONDS)
 
 
 def check_against_eager(graph: torch.fx.GraphModule, package: Any, inputs: tuple[Any, ...]) -> None:
@@ -166,6 +179,22 @@ def check_against_eager(graph: torch.fx.GraphModule, package: Any, inputs: tuple
     for eager, compiled in zip(*results, strict=True):
         if not torch.allclose(eager, compiled, rtol=1e-3, atol=1e-4, equal_nan=True):
             raise RuntimeError("the compiled results differ from the eager ones")
+
+
+def duration(nodes: int) -> str:
+    """How long compiling a graph of so many nodes takes, in words.
+
+    The lower figure is processor time, measured once torch's headers are precompiled (8 s, once for
+    all); the upper one is twice as much. Measured with torch 2.13 on one core of an AMD EPYC, with
+    the headers: an MLP of one, two and eight steps, 109, 197 and 725 nodes, 21, 19 and 36 s; two
+    steps of a conv net, 367, 27 s; a GRU over 8 and 32 characters, 673 and 1945, 31 and 57 s; two
+    steps of six transformer layers, 5109, 127 s. So 18 s and 0.021 s for each node.
+    """
+    seconds = 10 + 0.021 * nodes
+    low, high = round(seconds, -1), round(2 * seconds, -1)
+    if low < 100:
+        return f"{low:.0f} to {high:.0f} seconds"
+    return f"{low / 60:.0f} to {high / 60:.0f} minutes"
 
 
 def short_sha256(content: bytes) -> str:

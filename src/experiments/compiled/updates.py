@@ -12,16 +12,18 @@ from experiments.errors import UsageError
 
 
 class Update(NamedTuple):
-    """An optimizer's update rule in three functions.
+    """An optimizer's update rule in four functions.
 
     init_state: (group, parameter) -> the initial state that torch's optimizer keeps for it.
     scalars: (group, step count with the next step) -> all numbers that change between steps.
     apply: (group, parameter, gradient, state, scalars) -> the updated parameter and state.
+    constants: (group) -> the options of the group that `apply` has as constants, by name.
     """
 
     init_state: Callable[[dict[str, Any], Tensor], dict[str, Tensor]]
     scalars: Callable[[dict[str, Any], int], tuple[float, ...]]
     apply: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+    constants: Callable[[dict[str, Any]], dict[str, object]]
 
 
 def sgd_state(group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
@@ -46,6 +48,15 @@ def sgd(
         grad = grad + momentum * buffer if group["nesterov"] else buffer
         state = {"momentum_buffer": buffer}
     return p - lr * grad, state
+
+
+def sgd_constants(group: dict[str, Any]) -> dict[str, object]:
+    """Weight decay, Nesterov's formula, and whether there is momentum."""
+    return {
+        "weight_decay": group["weight_decay"],
+        "nesterov": group["nesterov"],
+        "momentum": group["momentum"] != 0,
+    }
 
 
 def adam_state(group: dict[str, Any], p: Tensor) -> dict[str, Tensor]:
@@ -78,10 +89,20 @@ def adam(
     return p, {"step": state["step"] + 1, "exp_avg": mean, "exp_avg_sq": square}
 
 
+def adam_constants(group: dict[str, Any]) -> dict[str, object]:
+    """beta2, eps, and weight decay unless it is decoupled: then only whether there is any."""
+    decay = group["weight_decay"]
+    return {
+        "betas": group["betas"][1],
+        "eps": group["eps"],
+        "weight_decay": decay != 0 if group["decoupled_weight_decay"] else decay,
+    }
+
+
 UPDATES: dict[type[Optimizer], Update] = {
-    SGD: Update(sgd_state, sgd_scalars, sgd),
-    Adam: Update(adam_state, adam_scalars, adam),
-    AdamW: Update(adam_state, adam_scalars, adam),
+    SGD: Update(sgd_state, sgd_scalars, sgd, sgd_constants),
+    Adam: Update(adam_state, adam_scalars, adam, adam_constants),
+    AdamW: Update(adam_state, adam_scalars, adam, adam_constants),
 }
 # options of torch's optimizers that the functions above do not implement
 UNSUPPORTED = ("amsgrad", "dampening", "differentiable", "maximize")

@@ -1,22 +1,27 @@
 """Composes, resolves and validates the config of a command line."""
 
+import contextlib
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.config import resolvers, secrets
 from experiments.config.names import rename_moved_targets, run_name
+from experiments.config.plain import plain
+from experiments.config.references import Reference, references, referred_roots, resolvers_used
 from experiments.config.schema import check
+from experiments.config.search_path import CONF as CONF  # re-exported
+from experiments.config.search_path import make_conf_importable, set_entries
 from experiments.config.slips import CONFIG_ERRORS, explain
-
-PACKAGE = Path(__file__).parents[1]
-# A wheel has conf/ inside the package; a clone or an editable install has it at the top level.
-CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] / "conf"
 
 # OmegaConf looks its loader up by this name; libyaml's is the same in C.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
@@ -25,42 +30,112 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 
 def config_directories(args: Namespace) -> list[Path]:
-    """The config search path: conf/, then --config-dir."""
-    return [CONF, *([Path(args.config_dir).absolute()] if args.config_dir else [])]
+    """The directories with options: conf/, then --config-path and --config-dir."""
+    return [CONF, *(Path(name).absolute() for name in (args.config_path, args.config_dir) if name)]
 
 
-def compose(args: Namespace, overrides: list[str]) -> tuple[DictConfig, dict[str, Any]]:
+def initialize(args: Namespace) -> None:
+    """Initialize Hydra with the search path of a command line, unless it is already."""
+    if not GlobalHydra.instance().is_initialized():
+        set_entries(args.config_dir, args.config_path)
+        make_conf_importable()
+        folder = str(Path(args.config_path or CONF).absolute())
+        hydra.initialize_config_dir(folder, "experiments", version_base="1.3")
+
+
+def compose(
+    args: Namespace, overrides: list[str], *, number: int | None = None
+) -> tuple[DictConfig, dict[str, Any]]:
     """The config of a command line: as composed by Hydra, including the `hydra` node, and without
     that node, resolved and validated.
 
+    number: of a sweep's job; None for a single run.
+
     Raises UsageError if the config cannot be composed or violates the schema.
     """
-    if args.config_dir:
-        # as an override, so that .hydra/ records it
-        overrides = [*overrides, f"hydra.searchpath=[file://{Path(args.config_dir).absolute()}]"]
-    try:
-        if not GlobalHydra.instance().is_initialized():
-            folder = str(Path(args.config_path or CONF).absolute())
-            hydra.initialize_config_dir(folder, "experiments", version_base="1.3")
-        config = hydra.compose(args.config_name or "config", overrides, return_hydra_config=True)
-    except CONFIG_ERRORS as error:
-        raise explain(error, config_directories(args), overrides) from error
+    config = compose_unresolved(args, overrides)
+    enter(config, number)
     return config, validate(config)
 
 
-def validate(job: DictConfig) -> dict[str, Any]:
+def compose_unresolved(args: Namespace, overrides: list[str]) -> DictConfig:
+    """The config of a command line as composed by Hydra, including the `hydra` node. Raises
+    UsageError if it cannot be composed.
+    """
+    try:
+        initialize(args)
+        return hydra.compose(args.config_name or "config", overrides, return_hydra_config=True)
+    except CONFIG_ERRORS as error:
+        raise explain(error, config_directories(args), overrides) from error
+
+
+def enter(config: DictConfig, number: int | None = None) -> None:
+    """Let `${hydra:...}` resolve in a config with its `hydra` node, before a job runs it.
+
+    number: of a sweep's job; None for a single run.
+    """
+    if number is not None:
+        with read_write(config), open_dict(config):
+            config.hydra.job.num, config.hydra.job.id = number, str(number)
+    HydraConfig.instance().cfg = config  # type: ignore[assignment]
+
+
+def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, Any]:
     """Resolve a composed config without its `hydra` node and check it against the schema.
 
-    Returns plain dicts, lists and scalars: the config that a run saves and is built from. Raises
-    UsageError for the first value that violates a rule.
+    allow_unused: also accept root keys that nothing refers to; for the config of a job, whose
+        `hydra` node has lost its references.
+
+    Returns plain dicts, lists and scalars: the config that a run saves and is built from. Secrets
+    stay references. Raises UsageError for the first value that violates a rule.
     """
-    job = OmegaConf.masked_copy(job, [str(key) for key in job if key != "hydra"])
+    job = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    raw = OmegaConf.to_container(job)
+    found = list(references(raw))
+    outside = [] if allow_unused else hydra_references(composed)
+    used = resolvers_used(found)
+    resolvers.register(used | resolvers_used(outside))
     try:
-        config = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
+        with hydra_settings(composed) if "hydra" in used else contextlib.nullcontext():
+            config = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise explain(error, [], []) from None
-    checked = check(rename_moved_targets(config))
-    if checked["data"].get("path") is not None:
+    assert isinstance(config, dict)
+    if variables := secrets.secret_variables(found):
+        config = secrets.hide(config, raw, variables)
+    config = {key: plain(node, str(key)) for key, node in config.items()}
+    roots = None if allow_unused else referred_roots([*found, *outside])
+    checked = check(rename_moved_targets(config), roots)
+    path = checked["data"].get("path")
+    if isinstance(path, str) and "://" not in path and not path.startswith("${"):
         # so that the saved config is valid in any working directory
-        checked["data"]["path"] = str(Path(checked["data"]["path"]).absolute())
+        checked["data"]["path"] = str(Path(path).absolute())
     return checked
+
+
+def hydra_references(composed: DictConfig) -> list[Reference]:
+    """The interpolations in a composed config's `hydra` node, in a directory's name, say."""
+    if "hydra" not in composed:
+        return []
+    return list(references(OmegaConf.to_container(composed.hydra), ("hydra",)))
+
+
+@contextlib.contextmanager
+def hydra_settings(composed: DictConfig) -> Iterator[None]:
+    """Let `${hydra:...}` refer to the composed config's `hydra` node, if it has one, with the
+    directory that the run is about to get. Without it, the running job's settings stay.
+    """
+    if "hydra" not in composed:
+        yield
+        return
+    config = OmegaConf.masked_copy(composed, [str(key) for key in composed])
+    node, before = config.hydra, HydraConfig.instance().cfg
+    in_sweep = node.mode == RunMode.MULTIRUN
+    enter(config, 0 if in_sweep and OmegaConf.is_missing(node.job, "num") else None)
+    try:  # the directories may refer to the other settings
+        directory = Path(node.sweep.dir) / str(node.sweep.subdir) if in_sweep else node.run.dir
+        with read_write(node.runtime), open_dict(node.runtime):
+            node.runtime.output_dir = str(Path(directory).absolute())
+        yield
+    finally:
+        HydraConfig.instance().cfg = before  # of a job that is running

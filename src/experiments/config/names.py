@@ -7,6 +7,11 @@ from typing import Any
 
 MAX_NAME_BYTES = 200  # file systems allow 255, and suffixes are added
 
+# What Hydra takes as a value without quotes, and what has a meaning in a value.
+PLAIN = re.compile(r"[\w./:+\-%@?*|$, ]*", re.ASCII)
+STRUCTURE = re.compile(r"[\[\](){}'\"\\]")
+PATHS = ("data.path", "hydra.run.dir", "hydra.sweep.dir")
+
 # Old and new names of moved modules, which users' code and saved configs may still use.
 MOVED: Mapping[str, str] = {
     "experiments.checkpoint": "experiments.directory.checkpoints",
@@ -41,6 +46,36 @@ def format_value(value: object) -> str:
     if isinstance(value, list):
         return "[" + ",".join(format_value(item) for item in value) + "]"
     return str(value)
+
+
+def quote_value(word: str) -> str:
+    """An override `key=value` with Hydra's quotes around a value that Hydra takes only in them,
+    such as `sweep=été`; around each of several values, and unchanged if it needs none.
+
+    A value with brackets, quotes or a backslash is a path if its key is one and Hydra cannot read
+    it otherwise; that of any other key is left as it is.
+    """
+    key, _, value = word.partition("=")
+    if PLAIN.fullmatch(value):
+        return word
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+
+    parts = value.split(",")
+    if STRUCTURE.search(value):
+        if key not in PATHS or len(parts) > 1 or value[0] in "'\"[{":
+            return word
+        try:
+            OverridesParser.create().parse_override(word)
+            return word
+        except HydraException:
+            pass
+    quoted = [
+        part if PLAIN.fullmatch(part) else QuotedString(part, Quote.single).with_quotes()
+        for part in parts
+    ]
+    return f"{key}={','.join(quoted)}"
 
 
 def flatten(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -78,13 +113,15 @@ def run_name(overrides: str) -> str:
     return f"{name.encode()[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
 
 
-def suggest(word: str, words: Iterable[str], prefix: str = "") -> str:
-    """The hint `; did you mean X?` for the closest word, else a list of up to 12 valid words."""
+def suggest(word: str, words: Iterable[str], prefix: str = "", *, show_all: bool = True) -> str:
+    """The hint `; did you mean X?` for the closest word, else, with `show_all`, a list of up to 12
+    valid words.
+    """
     import difflib
 
     words = sorted({known for known in words if not known.startswith("_")})
     close = difflib.get_close_matches(word, words, n=1)
     if close:
         return f"; did you mean {prefix}{close[0]}?"
-    few = 0 < len(words) <= 12
+    few = show_all and 0 < len(words) <= 12
     return f"; there is {', '.join(prefix + known for known in words)}" if few else ""

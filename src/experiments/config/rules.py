@@ -59,6 +59,13 @@ def or_null(rule: Rule) -> Rule:
     return Rule(f"{rule.words}, or null", lambda value: value is None or rule.accepts(value))
 
 
+def either(rule: Rule, other: Rule) -> Rule:
+    """Any value that one of two rules accepts."""
+    return Rule(
+        f"{rule.words}, or {other.words}", lambda value: rule.accepts(value) or other.accepts(value)
+    )
+
+
 COUNT = number(low=1, whole=True)
 FRACTION = number(low=0, high=1)
 FLAG = Rule("true or false", lambda value: isinstance(value, bool))

@@ -3,7 +3,7 @@
 Imports no torch, so that a mistake on the command line is reported at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from experiments.config.cuda import cuda_devices
@@ -15,6 +15,7 @@ from experiments.config.rules import (
     TEXT,
     Rule,
     choice,
+    either,
     list_of,
     number,
     or_null,
@@ -40,9 +41,10 @@ SCHEMA: Mapping[str, Rule] = {
     "optimizer.betas": list_of(number(low=0, below=1), length=2),
     "optimizer.eps": number(low=0),
     "optimizer.fused": or_null(FLAG),
+    "scheduler.every": or_null(choice("step", "epoch")),
     "scheduler.warmup": FRACTION,
     "scheduler.final": FRACTION,
-    "scheduler.max_lr": number(above=0),
+    "scheduler.max_lr": either(number(above=0), list_of(number(above=0))),
     "scheduler.pct_start": FRACTION,
     "scheduler.cycle_momentum": FLAG,
     "trainer.epochs": COUNT,
@@ -62,6 +64,34 @@ SCHEMA: Mapping[str, Rule] = {
 # Nodes without a _target_, which only accept the keys of the schema; the others accept any key.
 CLOSED = ("trainer", "checkpoint")
 GROUPS = ("data", "loader", "model", "loss", "optimizer", "scheduler", "trainer")
+ROOTS = ("seed", "checkpoint", *GROUPS)  # the keys of a config that a run is built from
+# Root key for notes: anything below it is saved with the run, and nothing refers to it.
+NOTES = "extra"
+# The targets that the rules of a group, or of one key, were written for; a name that ends with a
+# dot stands for all of a module. Any other target takes what it likes under the same names.
+WRITTEN_FOR: Mapping[str, tuple[str, ...]] = {
+    "data": ("experiments.data.",),
+    "loader": ("experiments.data.loaders.",),
+    "model": ("experiments.training.models.", "torch.nn.Linear"),
+    "loss": ("torch.nn.CrossEntropyLoss",),
+    "optimizer": ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"),
+    "optimizer.lr": ("torch.optim.",),
+    "optimizer.momentum": ("torch.optim.",),
+    "optimizer.weight_decay": ("torch.optim.",),
+    "scheduler": ("experiments.training.schedules.", "torch.optim.lr_scheduler.OneCycleLR"),
+}
+FOR_ANY_TARGET = ("loader.batch_size",)  # the keys that are read by more than the target
+
+
+def rule_for(key: str, config: Mapping[Any, Any]) -> Rule | None:
+    """The rule of a key in a config, None if its group builds something the rule is not about."""
+    group = key.partition(".")[0]
+    if key not in SCHEMA or key in FOR_ANY_TARGET or group not in WRITTEN_FOR:
+        return SCHEMA.get(key)
+    target = str(config[group].get("_target_"))
+    known = WRITTEN_FOR.get(key, WRITTEN_FOR[group])
+    fits = any(target.startswith(name) if name[-1] == "." else target == name for name in known)
+    return SCHEMA[key] if fits else None
 
 
 def check_value(key: str, value: object) -> None:
@@ -71,13 +101,20 @@ def check_value(key: str, value: object) -> None:
         raise UsageError(f"{key}={format_value(value)}: expected {rule.words}")
 
 
-def check(config: dict[Any, Any]) -> dict[str, Any]:
-    """Check a resolved config against the schema and return it; raises UsageError."""
-    known_roots = ["seed", "checkpoint", *GROUPS]
+def check(config: dict[Any, Any], referred: Collection[str] | None = None) -> dict[str, Any]:
+    """Check a resolved config against the schema and return it; raises UsageError.
+
+    referred: the root keys that something refers to, which may have any name; None accepts all.
+    """
     for root in config:
-        if root not in known_roots:
-            raise UsageError(f"{root}: unknown key{suggest(str(root), known_roots)}")
-    for root in known_roots:
+        own = root != "hydra" and (root == NOTES or referred is None or root in referred)
+        if root not in ROOTS and not own:
+            hint = suggest(str(root), ROOTS, show_all=False)
+            raise UsageError(
+                f"{root}: unknown key"
+                + (hint or f", and nothing refers to it; a note belongs under {NOTES}.{root}")
+            )
+    for root in ROOTS:
         if root not in config or (root != "seed" and not isinstance(config[root], dict)):
             expected = (
                 SCHEMA[root].words if root in SCHEMA else f"a mapping with the keys of {root}"
@@ -90,12 +127,17 @@ def check(config: dict[Any, Any]) -> dict[str, Any]:
             raise UsageError(
                 f"{key}={format_value(value)}: unknown key{suggest(name, names, node + '.')}"
             )
-        check_value(key, value)
+        if rule_for(key, config) is not None:
+            check_value(key, value)
     for key in SCHEMA:
         if (
             key.partition(".")[0] in CLOSED
             and key.partition(".")[2] not in config[key.partition(".")[0]]
         ):
+            raise UsageError(f"{key} is missing: expected {SCHEMA[key].words}")
+    for key in FOR_ANY_TARGET:
+        group, _, name = key.partition(".")
+        if name not in config[group]:
             raise UsageError(f"{key} is missing: expected {SCHEMA[key].words}")
     for group in GROUPS:
         if group != "trainer" and not isinstance(config[group].get("_target_"), str):

@@ -156,7 +156,7 @@ def mapped_split(x: MappedArray, y: MappedArray) -> MappedSplit:
     targets = y.tensor()
     if not targets.is_floating_point():
         targets = targets.long()  # no copy if it is int64 already
-    return MappedSplit(x.tensor(), targets, (x, y))
+    return MappedSplit(x.tensor(), targets, (x, y), pixels=True)
 
 
 def map_file(folder: Path, name: str) -> MappedArray:

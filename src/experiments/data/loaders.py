@@ -4,6 +4,7 @@ Any epoch can thus be resumed at any batch without replaying earlier ones, and b
 the same batches in the same order.
 """
 
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,8 +14,11 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from experiments.data import Split
+from experiments.data import Split, reads_samples
+from experiments.data.samples import Samples
 from experiments.data.streams import derive
+from experiments.errors import UsageError
+from experiments.interrupt import start_loader_worker, starting_loader_workers
 
 Batch = tuple[Tensor, Tensor]
 
@@ -97,29 +101,56 @@ class TensorLoader:
     """Batches gathered by index from tensors on the device or in memory-mapped files.
 
     options: batch_size, shuffle, drop_last, seed, as in BatchRows.
+
+    Raises UsageError for a split that must be read sample by sample.
     """
 
+    # whether unshuffled batches are copies, for a model that writes to its input, and not views
+    copies = False
+
     def __init__(self, split: Split, *, device: str = "cpu", **options: Any) -> None:
+        if not isinstance(split, Split) or reads_samples(split):
+            raise UsageError(
+                f"loader=tensors: gathers whole batches from a Split's x and y, and a "
+                f"{type(split).__name__} is read sample by sample; use loader=torch"
+            )
         self.split, self.device = split.to(device), device
         self.x, self.y = self.split.x, self.split.y
+        self.pixels = split.pixels is not False
         self.rows = BatchRows(len(split), block=split.block, **options)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """xb: float32 if x is uint8, else x's dtype, (batch, ...), yb: y's dtype (batch, ...), from
-        batch number `start` on.
+        """xb: float32 if x is uint8 pixels, else x's dtype, (batch, ...), yb: y's dtype
+        (batch, ...), from batch number `start` on.
+
+        Raises UsageError after a batch that is a view and that was written to.
         """
         size = self.rows.batch_size
         if not self.rows.shuffle and self.split.block is None:
             # slices are views: nothing is copied
+            written = self.versions()
             for first in range(start * size, len(self) * size, size):
-                yield scale_bytes(self.x[first : first + size]), self.y[first : first + size]
+                xb, yb = self.x[first : first + size], self.y[first : first + size]
+                if self.copies:
+                    xb, yb = xb.clone(), yb.clone()
+                yield scale_bytes(xb) if self.pixels else xb, yb
+                if self.versions() != written:
+                    raise UsageError(
+                        "model: it wrote to the rows of the data, which it had not done when that "
+                        "was checked; compute a new tensor, as x.sub(1) does and x.sub_(1) does not"
+                    )
             return
         for index in self.indices(epoch, start):
-            xb, yb = gather(self.x, self.y, index)
+            xb, yb = gather(self.x, self.y, index, self.pixels)
             yield xb.to(self.device), yb.to(self.device)
+
+    def versions(self) -> tuple[int, int]:
+        """Numbers that change when something writes to x or y."""
+        x, y = self.x, self.y
+        return (0, 0) if x.is_inference() or y.is_inference() else (x._version, y._version)
 
     def indices(self, epoch: int = 0, start: int = 0, group: int = 1) -> Iterator[Tensor]:
         """The row numbers of `group` batches at a time: int64 (rows,), on x's device."""
@@ -127,17 +158,30 @@ class TensorLoader:
             yield index.to(self.x.device)
 
 
-def evaluation_options(split: Split, batch_size: int) -> dict[str, Any]:
+def evaluation_options(
+    split: Split | torch.utils.data.Dataset[Any], batch_size: int
+) -> dict[str, Any]:
     """Loader options for an evaluation: each row once, in order. Without a backward pass
     activations are not kept, so batches have at least twice the rows of training batches.
     """
-    default = min(EVAL_BATCH_ROWS, EVAL_BATCH_ELEMENTS // max(1, split.x[:1].numel()))
+    x = select(split, [0])[0] if reads_samples(split) else cast(Split, split).x[:1]
+    default = min(EVAL_BATCH_ROWS, EVAL_BATCH_ELEMENTS // max(1, x.numel()))
     return {"batch_size": max(2 * batch_size, default), "shuffle": False, "drop_last": False}
 
 
-def gather(x: Tensor, y: Tensor, index: Tensor) -> Batch:
-    """The rows `index`, int64 (batch,), of x, with bytes scaled, and of y."""
-    return scale_bytes(x.index_select(0, index)), y.index_select(0, index)
+def select(split: Split | torch.utils.data.Dataset[Any], rows: list[int]) -> Batch:
+    """A batch of some rows of any split, which shares no memory with it."""
+    if reads_samples(split):
+        xb, yb = torch.utils.data.default_collate(Samples(split).__getitems__(rows))
+        return xb, yb
+    split = cast(Split, split)
+    return gather(split.x, split.y, torch.tensor(rows), split.pixels is not False)
+
+
+def gather(x: Tensor, y: Tensor, index: Tensor, pixels: bool = True) -> Batch:
+    """The rows `index`, int64 (batch,), of x, with bytes scaled if they are pixels, and of y."""
+    xb = x.index_select(0, index)
+    return scale_bytes(xb) if pixels else xb, y.index_select(0, index)
 
 
 def scale_bytes(x: Tensor) -> Tensor:
@@ -145,11 +189,22 @@ def scale_bytes(x: Tensor) -> Tensor:
     return x / 255 if x.dtype == torch.uint8 else x
 
 
+def start_method() -> str | None:
+    """How to start a DataLoader's processes where the default cannot: inside joblib's processes it
+    is joblib's own method, which takes only joblib's own kind of process. None is the default.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    current = multiprocessing.get_start_method(allow_none=True)
+    return None if current is None or current in methods else methods[0]
+
+
 class TorchLoader:
     """The same batches through `torch.utils.data.DataLoader`, sample by sample.
 
     For data sets that must be read sample by sample: `split` may be any map-style Dataset of
-    (x, y) pairs with a length. Worker processes affect when a batch is read, not what it holds.
+    (x, y) pairs with a length, also a Split with a __getitem__ of its own. What reading a row draws
+    from the global generators is a function of (seed, epoch, row), see `samples.Samples`. Worker
+    processes affect when a batch is read, not what it holds.
 
     options: batch_size, shuffle, drop_last, seed, as in BatchRows.
     """
@@ -162,9 +217,9 @@ class TorchLoader:
         device: str = "cpu",
         **options: Any,
     ) -> None:
-        self.split = split if isinstance(split, Split) else None
+        self.split = split if isinstance(split, Split) and not reads_samples(split) else None
         self.dataset: torch.utils.data.Dataset[Any] = (
-            torch.utils.data.TensorDataset(split.x, split.y) if isinstance(split, Split) else split
+            split if self.split is None else torch.utils.data.TensorDataset(split.x, split.y)  # type: ignore[union-attr,assignment]
         )
         block = None if self.split is None else self.split.block
         self.rows = BatchRows(len(split), block=block, **options)  # type: ignore[arg-type]
@@ -179,14 +234,22 @@ class TorchLoader:
         indices = (
             chain.from_iterable(windows) if self.split is None else self.split.prefetched(windows)
         )
+        dataset = self.dataset
+        if self.split is None:
+            dataset = Samples(dataset, self.rows.seed, epoch)
         loader = torch.utils.data.DataLoader(
-            self.dataset,
+            dataset,
             batch_sampler=(index.tolist() for index in indices),
             num_workers=self.num_workers,
+            worker_init_fn=start_loader_worker,
+            multiprocessing_context=start_method() if self.num_workers else None,
             # by default it draws from the global generator, which would change dropout
             generator=torch.Generator().manual_seed(derive(self.rows.seed, "workers", epoch)),
             pin_memory=self.device != "cpu",
         )
-        for xb, yb in loader:
+        with starting_loader_workers():
+            batches = iter(loader)
+        for xb, yb in batches:
             xb, yb = (part.to(self.device, non_blocking=True) for part in (xb, yb))
-            yield xb if self.split is None else scale_bytes(xb), yb
+            scaled = self.split is not None and self.split.pixels is not False
+            yield scale_bytes(xb) if scaled else xb, yb

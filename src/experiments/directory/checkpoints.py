@@ -25,7 +25,8 @@ from torch import Tensor
 from experiments.directory import durable
 from experiments.errors import UsageError
 
-NAME = re.compile(r"step-(\d{9})-epoch-(\d{5})(-best)?-([0-9a-f]{16})\.safetensors")
+# zero-padded so that names sort in most listings; longer numbers take more digits
+NAME = re.compile(r"step-(\d{9,})-epoch-(\d{5,})(-best)?-([0-9a-f]{16})\.safetensors")
 
 
 @dataclass(frozen=True, order=True)

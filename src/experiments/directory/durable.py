@@ -1,8 +1,12 @@
 """Atomic, durable file writes: after a crash a file has its old or its new content."""
 
 import contextlib
+import errno
 import os
 from pathlib import Path
+
+# errors of fsync on a file system that has none, or none for directories
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -17,7 +21,7 @@ def write(path: Path, content: bytes) -> None:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -27,9 +31,23 @@ def write(path: Path, content: bytes) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Flush a directory's entries to disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    """Flush a directory's entries to disk, unless it must not be opened for reading."""
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(directory, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Flush an open file or directory to disk, where the file system can do so. Raises OSError if
+    the disk is full or fails.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise

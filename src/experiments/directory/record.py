@@ -11,12 +11,14 @@
 Imports no torch.
 """
 
+import contextlib
 import hashlib
 import json
-import os
 import platform
+import re
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -24,16 +26,20 @@ from typing import Any, Literal
 import yaml
 
 from experiments.config.names import MOVED
+from experiments.config.schema import ROOTS
 from experiments.directory import durable
 from experiments.directory.claim import (
     LOCK_SECONDS,
+    Lock,
     ensure_no_run,
     lock_directory,
     reject_symlinks,
     remove_temporary_files,
 )
-from experiments.directory.environment import git_state, packages
+from experiments.directory.environment import packages
+from experiments.directory.git import GitState, git_state
 from experiments.directory.identity import identify
+from experiments.directory.plain_json import dumps, nan_for_null
 from experiments.errors import UsageError
 
 # The keys of run.json with their types: present from the start, and added during the run.
@@ -56,10 +62,18 @@ State = Literal["running", "finished", "failed", "interrupted", "diverged", "pru
 COMPLETED = ("finished", "diverged", "pruned")  # states that a continued sweep keeps
 
 
+class Completed(Exception):
+    """A run that has ended in a state that is kept; `record` is its run.json."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__(record["state"])
+        self.record = record
+
+
 class Run:
     """A run directory whose lock this process holds."""
 
-    def __init__(self, path: Path, lock: int, record: dict[str, Any]) -> None:
+    def __init__(self, path: Path, lock: Lock, record: dict[str, Any]) -> None:
         self.path = path
         self.record = record
         self._lock = lock
@@ -70,14 +84,17 @@ class Run:
         now = time.monotonic()
         self.record |= {"seconds": self.record["seconds"] + now - self._clock, **changes}
         self._clock = now
-        durable.write(self.path / "run.json", json.dumps(self.record, indent=2).encode() + b"\n")
+        text = dumps(self.record, indent=2)
+        durable.write(self.path / "run.json", text.encode() + b"\n")
 
     def end(self, state: State, error: str | None = None) -> None:
         """Record the final state, with the error in error.txt, and release the lock."""
-        if error is not None:
-            durable.write(self.path / "error.txt", error.encode())
-        self.update(state=state, ended=_now(), **({"error": error} if error else {}))
-        os.close(self._lock)
+        try:
+            if error is not None:
+                durable.write(self.path / "error.txt", error.encode())
+            self.update(state=state, ended=_now(), **({"error": error} if error else {}))
+        finally:
+            self._lock.close()
 
 
 def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
@@ -85,12 +102,35 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
 
     Raises UsageError if another process holds the lock or the directory holds a run.
     """
+    with _lock(path) as lock:
+        ensure_no_run(path)
+        remove_temporary_files(path)
+        git = git_state()
+        text = config_text(config)
+        run = Run(path, lock, _new_record(config, overrides, text, git))
+        durable.write(path / "config.yaml", text)
+        if git.diff:
+            durable.write(path / "git.diff", git.diff)
+        run.update()
+    return run
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[Lock]:
+    """Take the lock of a run directory, and keep it unless the block raises."""
     lock = lock_directory(path, LOCK_SECONDS)
-    ensure_no_run(path)
-    remove_temporary_files(path)
-    commit, diff = git_state()
-    text = config_text(config)
-    record = {
+    try:
+        yield lock
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _new_record(
+    config: dict[str, Any], overrides: list[str], text: bytes, git: GitState
+) -> dict[str, Any]:
+    """The run.json of a new run; `text` is its config.yaml."""
+    return {
         "schema": 1,
         "state": "running",
         "started": _now(),
@@ -106,18 +146,8 @@ def start(path: Path, config: dict[str, Any], overrides: list[str]) -> Run:
         "platform": platform.platform(),
         "packages": packages(),
         **identify(config),
-        "git": {
-            "commit": commit,
-            "dirty": bool(diff),
-            "diff": hashlib.sha256(diff).hexdigest() if diff else None,
-        },
+        "git": git.record,
     }
-    run = Run(path, lock, record)
-    durable.write(path / "config.yaml", text)
-    if diff:
-        durable.write(path / "git.diff", diff)
-    run.update()
-    return run
 
 
 def config_text(config: dict[str, Any]) -> bytes:
@@ -125,48 +155,55 @@ def config_text(config: dict[str, Any]) -> bytes:
     return yaml.safe_dump(config, sort_keys=False).encode()
 
 
-def same_config(file: Path, text: bytes) -> bool:
-    """Whether a config.yaml equals a text made by `config_text`, where the old and the new name of
-    a moved module count as equal.
+def built_part(text: bytes) -> bytes:
+    """The part of a text made by `config_text` that a run is built from: without keys beside it,
+    which only name something or are referred to, and with the new names of moved modules.
+
+    Two configs with the same part are one run.
     """
-    saved = file.read_bytes()
+    blocks = re.split(rb"(?m)^(?=[^\s-])", text)  # one for each key that is not nested
+    part = b"".join(block for block in blocks if block.partition(b":")[0].decode() in ROOTS)
     for old, new in MOVED.items():
-        saved = saved.replace(f"_target_: {old}.".encode(), f"_target_: {new}.".encode())
-    return saved == text
+        part = part.replace(f"_target_: {old}.".encode(), f"_target_: {new}.".encode())
+    return part
 
 
 def record_end(path: Path, state: State, error: str | None = None) -> dict[str, Any]:
     """Record the final state of a run on behalf of its process, which died or does not know it;
-    returns the record. A finished or diverged run keeps its state.
+    returns the record. A completed run keeps its state.
 
     Raises UsageError if another process holds the lock or run.json cannot be read.
     """
-    lock = lock_directory(path, LOCK_SECONDS)
-    run = Run(path, lock, read_record(path))
-    if run.record["state"] in ("finished", "diverged"):
-        os.close(lock)
+    with _lock(path) as lock:
+        run = Run(path, lock, read_record(path))
+    if run.record["state"] in COMPLETED:
+        lock.close()
     else:
         run.end(state, error)
     return run.record
 
 
-def reopen(path: Path) -> Run:
+def reopen(path: Path, keep: Sequence[str] = ("finished",)) -> Run:
     """Lock the directory of an unfinished run, to resume it. Without a checkpoint the run begins
     anew, and so does its identity.
 
-    Raises UsageError if it holds no run, another process holds the lock, or it contains symlinks.
+    Raises Completed if the run has ended in a state of `keep`; UsageError if the directory holds no
+    run, another process holds the lock, or it contains symlinks.
     """
-    lock = lock_directory(path, LOCK_SECONDS)
-    reject_symlinks(path)
-    record = read_record(path)
-    remove_temporary_files(path)
-    (path / "error.txt").unlink(missing_ok=True)
-    record.pop("error", None)
-    if not has_checkpoint(path):
-        record = {key: value for key, value in record.items() if key not in FOUND_IN_TRAINING}
-        record |= identify(record["config"])
-    run = Run(path, lock, record)
-    run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
+    with _lock(path) as lock:
+        reject_symlinks(path)
+        # only now: until it released the lock, another process may have finished the run
+        record = read_record(path)
+        if record["state"] in keep:
+            raise Completed(record)
+        remove_temporary_files(path)
+        (path / "error.txt").unlink(missing_ok=True)
+        record.pop("error", None)
+        if not has_checkpoint(path):
+            record = {key: value for key, value in record.items() if key not in FOUND_IN_TRAINING}
+            record |= identify(record["config"])
+        run = Run(path, lock, record)
+        run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
     return run
 
 
@@ -186,6 +223,8 @@ def read_record(path: Path) -> dict[str, Any]:
         for key, kind in (RECORDED | ADDED).items():
             if key in record and not isinstance(record[key], kind):
                 raise ValueError(f"{key} is not a {kind.__name__}")
+        if "metrics" in record:
+            record["metrics"] = nan_for_null(record["metrics"])
     except FileNotFoundError:
         raise UsageError(f"{path}: holds no run, there is no run.json in it") from None
     except (OSError, RecursionError, ValueError) as error:

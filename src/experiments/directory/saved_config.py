@@ -8,6 +8,7 @@ import yaml
 
 from experiments.config.names import rename_moved_targets
 from experiments.config.schema import check
+from experiments.config.secrets import SAVED
 from experiments.directory.claim import reject_symlinks
 from experiments.directory.trust import check_names
 from experiments.errors import UsageError
@@ -58,8 +59,8 @@ def check_events(events: Iterable[yaml.Event]) -> None:
 
 
 def check_plain(node: object) -> None:
-    """Raise ValueError for anything that a resolved config cannot contain: references, and objects
-    from YAML tags other than mappings, lists and scalars.
+    """Raise ValueError for anything that a resolved config cannot contain: references other than to
+    a secret in the environment, and objects from YAML tags other than mappings, lists and scalars.
     """
     if isinstance(node, dict):
         for key, value in node.items():
@@ -68,7 +69,7 @@ def check_plain(node: object) -> None:
     elif isinstance(node, list):
         for value in node:
             check_plain(value)
-    elif isinstance(node, str) and "${" in node:
+    elif isinstance(node, str) and "${" in SAVED.sub("", node):
         raise ValueError(f"it has an unresolved reference, {node}")
     elif not isinstance(node, str | int | float | None):
         raise ValueError(f"it contains a {type(node).__name__}")

@@ -1,10 +1,10 @@
 """Metrics logging: `Tracker.log` writes every number to TensorBoard and to metrics.jsonl.
 
-Tags are `loss/train`, `loss/train_epoch`, `loss/valid`, `accuracy/valid`, `lr`, `throughput`
-(rows per second), `loss/test`, `accuracy/test`; steps are optimizer steps.
+Tags are `loss/train`, `loss/train_epoch`, `loss/valid`, `accuracy/valid`, `lr` (`lr/1` and so on of
+further parameter groups whose rates differ), `throughput` (rows per second), `loss/test`,
+`accuracy/test`; steps are optimizer steps. Only models of classes have an accuracy.
 """
 
-import json
 import os
 import struct
 import time
@@ -25,7 +25,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from experiments.directory import durable
 from experiments.directory.metrics import METRICS
+from experiments.directory.plain_json import dumps
 
 EVENTS = "events.out.tfevents."
 
@@ -57,7 +59,7 @@ class Tracker:
     def log(self, step: int, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log metrics of one step; `epoch` is the epoch it belongs to, counted from 1."""
         line = {"step": step, "epoch": epoch, **metrics}
-        self._metrics.write(json.dumps(line).encode() + b"\n")
+        self._metrics.write(dumps(line).encode() + b"\n")
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
         self._write(Event(step=step, summary=Summary(value=values)))
         self._flush()
@@ -106,14 +108,16 @@ class Tracker:
         """Flush to disk; returns the size of each file in bytes: a checkpoint's `positions`."""
         for file in (self._metrics, self._events):
             file.flush()
-            os.fsync(file.fileno())
+            durable.sync(file.fileno())
         files = [METRICS, *(file.name for file in self.directory.glob(EVENTS + "*"))]
         return {name: (self.directory / name).stat().st_size for name in files}
 
     def close(self) -> None:
         """Close the files."""
-        self._metrics.close()
-        self._events.close()
+        try:
+            self._metrics.close()
+        finally:
+            self._events.close()
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()

@@ -7,11 +7,18 @@ anything is imported, and the object must be of the kind that its group expects.
 
 import importlib
 import inspect
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from experiments.config.schema import CLOSED
+from experiments.directory.paths import display_path
 from experiments.errors import UsageError
 
+# Functions that make plain values of plain values, as arguments of a part; never a part themselves.
+# config/plain.py writes a path down as the call that makes it.
+HARMLESS = ("pathlib.Path", "torch.tensor")
 # The modules that targets of each group may come from, besides those passed with --trust.
 ALLOWED_MODULES: Mapping[str, tuple[str, ...]] = {
     "data": ("experiments.data",),
@@ -24,15 +31,43 @@ ALLOWED_MODULES: Mapping[str, tuple[str, ...]] = {
 
 
 def check_names(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
-    """Raise UsageError for a `_target_` outside its group's allowed modules; imports nothing."""
+    """Raise UsageError for a `_target_` outside its group's allowed modules; imports nothing.
+
+    Root keys of the user's own, which other groups may have taken a part from, share the modules of
+    all groups.
+    """
     for group, node in config.items():
         for key, target in targets(node, group):
-            allowed = (*ALLOWED_MODULES.get(group, ()), *trusted)
+            if is_harmless(key, target, group):
+                continue
+            allowed = (*allowed_modules(group), *trusted)
             if not isinstance(target, str) or not any(_is_in(target, name) for name in allowed):
+                module = str(target).rpartition(".")[0] or "MODULE"
                 raise UsageError(
                     f"{key}={target}: not built from a saved run, which may only use "
-                    f"{', '.join(allowed) or 'no target'} here; pass --trust MODULE to allow it"
+                    f"{', '.join(allowed) or 'no target'} here; if you trust it, pass "
+                    f"--trust {shlex.quote(module)} (in Python trust=[{module!r}])"
                 )
+
+
+def resume_command(path: Path, config: Mapping[str, Any]) -> str:
+    """The command that resumes a run in a directory, as a shell takes it, with the `--trust` that
+    its config needs.
+    """
+    modules = dict.fromkeys(
+        str(target).rpartition(".")[0]
+        for group, node in config.items()
+        for _, target in targets(node, group)
+        if target not in HARMLESS
+        and not any(_is_in(str(target), name) for name in allowed_modules(group))
+    )
+    flags = "".join(f" --trust {shlex.quote(module)}" for module in modules)
+    return f"python -m experiments resume={shlex.quote(display_path(path))}{flags}"
+
+
+def is_harmless(key: str, target: object, group: str) -> bool:
+    """Whether a target only makes a plain value, and is no part of a run."""
+    return target in HARMLESS and not (group in ALLOWED_MODULES and key == f"{group}._target_")
 
 
 def check_objects(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
@@ -50,17 +85,28 @@ def check_objects(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
         for key, target in targets(node, group):
             if any(_is_in(target, module) for module in trusted):
                 continue
+            if is_harmless(key, target, group):
+                continue
             found = locate(target)
             module_name = str(getattr(found, "__module__", ""))
             if target.startswith("torch."):
                 parts = (Module, Optimizer, LRScheduler)
-                allowed = _is_in(module_name, "torch.nn") or _is_in(module_name, "torch.optim")
+                # some classes give the package as their module, as torch.optim.Adafactor does
+                packages = ("torch.nn", "torch.optim")
+                allowed = any(_is_in(f"{module_name}.", package) for package in packages)
                 fits = allowed and inspect.isclass(found) and issubclass(found, parts)
             else:
                 defined_there = module_name == target.rpartition(".")[0]
                 fits = defined_there and (inspect.isfunction(found) or inspect.isclass(found))
             if not fits:
                 raise UsageError(f"{key}={target}: not a {group}, so not built from a saved run")
+
+
+def allowed_modules(group: str) -> tuple[str, ...]:
+    """The modules that targets of a group, or of a root key that is none, may come from."""
+    if group in ALLOWED_MODULES or group in CLOSED:
+        return ALLOWED_MODULES.get(group, ())
+    return tuple(dict.fromkeys(name for names in ALLOWED_MODULES.values() for name in names))
 
 
 def targets(node: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -17,19 +17,23 @@ MAX_LABEL = 40  # characters of a name or value in a label
 
 def results_picture(rows: Sequence[Row], keys: Sequence[str]) -> bytes:
     """A PNG with two plots: the swept keys (a line plot of one, a heatmap of two, parallel
-    coordinates of more), and the validation loss of the best runs over their steps.
+    coordinates of more), for the runs with the monitored metric of the first, and the validation
+    loss of the best runs over their steps.
     """
     figure = Figure(figsize=(13, 5.5), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2)
     monitor = rows[0].monitor
-    if len(keys) == 1:
-        draw_line(left, rows, keys[0], monitor)
-    elif len(keys) == 2:
-        draw_heatmap(figure, left, rows, keys[0], keys[1], monitor)
-    elif len(keys) > 2:
-        draw_parallel(figure, left, rows, keys, monitor)
+    # one axis cannot hold two metrics
+    scored = [row for row in rows if row.monitor == monitor]
+    drawn_keys = [key for key in keys if key != "trainer.monitor"]
+    if len(drawn_keys) == 1:
+        draw_line(left, scored, drawn_keys[0], monitor)
+    elif len(drawn_keys) == 2:
+        draw_heatmap(figure, left, scored, drawn_keys[0], drawn_keys[1], monitor)
+    elif len(drawn_keys) > 2:
+        draw_parallel(figure, left, scored, drawn_keys, monitor)
     else:
-        drawn = rows[:MAX_CURVES][::-1]
+        drawn = scored[:MAX_CURVES][::-1]
         names = [shorten_label(row.path.name) for row in drawn]
         left.barh(range(len(drawn)), [score(row) for row in drawn], tick_label=names)
         left.set_xlabel(f"best {monitor}")
@@ -40,8 +44,11 @@ def results_picture(rows: Sequence[Row], keys: Sequence[str]) -> bytes:
 
 
 def shorten_label(text: str) -> str:
-    """The end of a name or value that is too long to leave room for the plot."""
-    return text if len(text) <= MAX_LABEL else f"…{text[1 - MAX_LABEL :]}"
+    """The end of a name or value that is too long to leave room for the plot; dollar signs, which
+    would begin a formula, as they are.
+    """
+    short = text if len(text) <= MAX_LABEL else f"…{text[1 - MAX_LABEL :]}"
+    return short.replace("$", r"\$")
 
 
 def score(row: Row) -> float:

@@ -1,8 +1,10 @@
 """Rows as a ranked table in a terminal, results.csv and results.png. Imports no torch."""
 
+import contextlib
 import csv
 import io
 import math
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,49 +14,92 @@ from experiments.config.names import format_value
 from experiments.directory import durable
 from experiments.directory.paths import display_path
 from experiments.errors import UsageError
-from experiments.results.rows import Row, swept_keys, value_of
+from experiments.results.drawing import draw
+from experiments.results.fitting import Columns, fit
+from experiments.results.rows import Row, monitors, swept_keys, value_of
+from experiments.stdio import printable
 
 MAX_ROWS = 40  # of a table in a terminal; results.csv has all
 METRICS = ("loss/valid", "accuracy/valid")
+# What a narrow terminal does without, in this order.
+LEFT_OUT = (
+    "seconds",
+    "epochs",
+    "last accuracy",
+    "last loss",
+    "best accuracy",
+    "best loss",
+    "state",
+)
 
 
 def cells(rows: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Header and body of the table, in full precision, with a column for each of the keys."""
+    """Header and body of the table, in full precision, with a column for each of the keys. Ranks
+    count within the runs of the same monitored metric.
+    """
+    shown = metrics_of(rows)
     head = ["rank", *(keys or ["run"]), "state"]
-    head += [f"{which} {metric}" for which in ("best", "last") for metric in METRICS]
+    head += [f"{which} {metric}" for which in ("best", "last") for metric in shown]
     body = []
-    for rank, row in enumerate(rows, 1):
+    ranks: dict[str, int] = {}  # by metric
+    for row in rows:
+        ranks[row.monitor] = rank = ranks.get(row.monitor, 0) + 1
         values = [value_of(row, key) for key in keys] or [display_path(row.path)]
         numbers = [
             repr(metrics[metric]) if metric in metrics else ""
             for metrics in (row.best, row.last)
-            for metric in METRICS
+            for metric in shown
         ]
         epochs = str(row.last.get("epoch", 0))
         body.append([str(rank), *values, row.state, *numbers, epochs, f"{row.seconds:.1f}"])
     return [*head, "epochs", "seconds"], body
 
 
+def metrics_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics of the table: all, unless runs have results and none of them has an accuracy."""
+    results = [row.best for row in rows if row.best]
+    return [
+        metric
+        for metric in METRICS
+        if metric == METRICS[0] or not results or any(metric in best for best in results)
+    ]
+
+
 def table(rows: Sequence[Row]) -> str:
-    """The ranked table as text, numbers rounded; failures are red in a terminal."""
-    head, body = cells(rows[:MAX_ROWS], swept_keys(rows))
+    """The ranked table as text, numbers rounded. In a terminal it fits the width and failures are
+    red.
+    """
+    keys = swept_keys(rows)
+    head, body = cells(rows[:MAX_ROWS], keys)
     first, last = head.index("best loss/valid"), head.index("epochs")
     short = [
         [
-            f"{float(cell):.4f}" if cell and first <= i < last else shorten(cell)
+            f"{float(cell):.4f}" if cell and first <= i < last else printable(shorten(cell))
             for i, cell in enumerate(line)
         ]
         for line in body
     ]
-    titles = [cell.replace("accuracy/valid", "accuracy").replace("/valid", "") for cell in head]
-    widths = [max(len(line[i]) for line in [titles, *short]) for i in range(len(head))]
-    lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(titles, widths, strict=True))]
-    for line, row in zip(short, rows, strict=False):
-        text = "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        red = row.state in ("failed", "diverged") and sys.stdout.isatty()
+    columns = Columns(
+        [printable(cell).replace("/valid", "") for cell in head],
+        short,
+        [printable(key) for key in keys or ["run"]],
+    )
+    terminal = sys.stdout.isatty()
+    if terminal:
+        width = shutil.get_terminal_size().columns
+        monitor = f"best {rows[0].monitor}".replace("/valid", "")
+        order = [name for name in LEFT_OUT if name != monitor]
+        columns = fit(columns, width, order, kept=["rank", monitor])
+    title, *body_lines = columns.lines()
+    lines = [title[:width] if terminal else title]
+    for text, row in zip(body_lines, rows, strict=False):
+        red = row.state in ("failed", "diverged") and terminal
+        text = text[:width] if terminal else text
         lines.append(f"\033[31m{text}\033[0m" if red else text)
     if len(rows) > MAX_ROWS:
         lines.append(f"and {len(rows) - MAX_ROWS} more")
+    if len(metrics := monitors(rows)) > 1:
+        lines.append(f"ranked apart: trainer.monitor is {' or '.join(metrics)}")
     return "\n".join(lines)
 
 
@@ -84,6 +129,7 @@ def side_by_side(one: Row, other: Row) -> str:
     differing = [pair for pair in pairs if pair[1] != pair[2]]
     if not differing:
         return "\n".join([*lines, "no difference in config, state or numbers"])
+    differing = [(printable(a), printable(b), printable(c)) for a, b, c in differing]
     widths = [max(len(pair[i]) for pair in differing) for i in range(3)]
     for name, mine, theirs in differing:
         lines.append(f"{name:{widths[0]}}  {mine:>{widths[1]}}  {theirs:>{widths[2]}}")
@@ -100,7 +146,9 @@ def as_json(row: Row) -> dict[str, Any]:
 
 
 def save(rows: Sequence[Row], into: Path) -> list[Path]:
-    """Write results.csv and results.png; returns their paths."""
+    """Write results.csv and results.png; returns their paths, without a picture that cannot be
+    drawn.
+    """
     keys = swept_keys(rows)
     head, body = cells(rows, keys)
     text = io.StringIO()
@@ -111,10 +159,20 @@ def save(rows: Sequence[Row], into: Path) -> list[Path]:
     content = text.getvalue().encode()
     # plotting takes longer than all the rest, so skip it if the numbers are unchanged
     if not (picture.exists() and csv_file.exists() and csv_file.read_bytes() == content):
-        from experiments.results.pictures import results_picture
-
-        write(picture, results_picture(rows, keys))
+        # a picture of other numbers must not stay if drawing fails
+        with contextlib.suppress(OSError):
+            picture.unlink()
         write(csv_file, content)
+
+        def results_picture() -> bytes:
+            from experiments.results import pictures
+
+            return pictures.results_picture(rows, keys)
+
+        drawn = draw(picture, results_picture)
+        if drawn is None:
+            return [csv_file]
+        write(picture, drawn)
     return [csv_file, picture]
 
 

@@ -1,26 +1,30 @@
 """The jobs of a sweep: config, directory and progress of each. Imports no torch."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from experiments.config.compose import validate
-from experiments.config.names import run_name
+from experiments.config.compose import enter, validate
+from experiments.config.names import flatten, format_value, run_name
+from experiments.config.references import RESOLVER
 from experiments.directory.identity import differences, identify
 from experiments.directory.paths import display_path
 from experiments.directory.record import (
     COMPLETED,
+    built_part,
     config_text,
     has_checkpoint,
     read_record,
-    same_config,
 )
+from experiments.errors import UsageError
+from experiments.results.rows import run_directories
 
 
 @dataclass
@@ -53,10 +57,26 @@ class Continuation:
     read_data: the fingerprints of a job's rows by split, as a worker reads them; {} if they
         cannot be read.
     keep_changed: keep runs although code, data or versions have changed.
+    configs: what is built from config.yaml, for each directory that was looked at, or that a job
+        was assigned.
     """
 
     read_data: Callable[[DictConfig], dict[str, str]]
     keep_changed: bool = False
+    configs: dict[Path, bytes] = field(default_factory=dict)
+    _earlier: list[Path] | None = None
+
+    def config(self, path: Path) -> bytes | None:
+        """What the run is built from that a directory holds or is going to hold; None if free."""
+        if path not in self.configs and (path / "config.yaml").exists():
+            self.configs[path] = built_part((path / "config.yaml").read_bytes())
+        return self.configs.get(path)
+
+    def earlier_runs(self, directory: Path) -> list[Path]:
+        """The runs that were in a sweep's directory when this command began."""
+        if self._earlier is None:
+            self._earlier = list(run_directories(directory))
+        return self._earlier
 
     def changes(self, path: Path, config: dict[str, Any], composed: DictConfig) -> list[str]:
         """What has changed since the run in a directory, which has this config, a phrase each."""
@@ -77,32 +97,38 @@ def place_job(
     """Assign a job its directory in the sweep and read the state of the run in it, if any; returns
     the job, and a line for each run that is not the same any more.
 
-    The directory is named after the overrides. If it holds a run with another config (a file in
-    conf/ was changed), or of other code, data or versions, that run is left alone and the name
-    gets a suffix.
+    The directory is named by `hydra.sweep.subdir`, which is after the overrides unless the user
+    chose otherwise. If it belongs to another config (a file in conf/ was changed, or the names
+    leave a swept key out), or holds a run of other code, data or versions, that run is left alone
+    and the name gets a suffix.
     """
-    config = validate(composed)
-    name = run_name(composed.hydra.job.override_dirname)
-    text = config_text(config)
-    suffix, notices = 1, list[str]()
-    while True:
-        path = directory / (name if suffix == 1 else f"{name}-{suffix}")
-        saved = path / "config.yaml"
-        if not saved.exists():
-            break
-        if same_config(saved, text):
-            changes = continuation.changes(path, config, composed)
+    enter(composed, number)
+    config = validate(composed, allow_unused=True)
+    text = built_part(config_text(config))
+    path, others, notices = None, list[Path](), list[str]()
+    for place in places(directory, composed, continuation):
+        saved = continuation.config(place)
+        if saved is None:
+            path = path or place
+        elif saved == text:
+            changes = continuation.changes(place, config, composed)
             if changes:
                 action = "kept all the same" if continuation.keep_changed else "run again beside it"
-                notices.append(f"{display_path(path)}: {', '.join(changes)}; {action}")
+                notices.append(f"{display_path(place)}: {', '.join(changes)}; {action}")
             if not changes or continuation.keep_changed:
+                path = place
                 break
-        suffix += 1
+        else:
+            others.append(place)
+    assert path is not None
+    continuation.configs[path] = text
+    name = str(path.relative_to(directory))
     with open_dict(composed):
-        composed.hydra.job.num, composed.hydra.job.id = number, str(number)
-        composed.hydra.sweep.dir, composed.hydra.sweep.subdir = str(directory), path.name
-    job = Job(path.name, path, composed, monitor=config["trainer"]["monitor"])
-    if (path / "run.json").exists():
+        composed.hydra.sweep.dir, composed.hydra.sweep.subdir = str(directory), name
+    job = Job(name, path, composed, monitor=config["trainer"]["monitor"])
+    if not (path / "run.json").exists():
+        notices += changed_references(others, config, composed)
+    else:
         if not continuation.keep_changed:
             notices.clear()  # it was run again before
         record = read_record(path)
@@ -110,6 +136,68 @@ def place_job(
             job.state, job.reused = record["state"], True
             job.value = record.get("metrics", {}).get("best", {}).get(job.monitor)
     return job, notices
+
+
+def places(directory: Path, composed: DictConfig, continuation: Continuation) -> Iterator[Path]:
+    """The directories that a job may have: that of its name, those with a suffix, other runs of
+    the sweep if its name is the user's choice or may be another one each time, and a free one.
+
+    Raises UsageError for a name that leads out of the sweep's directory.
+    """
+    name = Path(str(composed.hydra.sweep.subdir))
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise UsageError(f"hydra.sweep.subdir={name}: expected a path below the sweep's directory")
+    first = directory / name
+    overrides = cast(dict[str, Any], OmegaConf.to_container(composed.hydra.job))["override_dirname"]
+    by_overrides = not RESOLVER.search(overrides) and run_name(
+        composed.hydra.job.override_dirname
+    ) == str(name)
+    if by_overrides and continuation.config(first) is None and not first.exists():
+        yield first
+        return
+    ends = (
+        entry.name[len(name.name) + 1 :] for entry in first.parent.glob(f"{escape(name.name)}-*")
+    )
+    numbers = sorted(int(end) for end in ends if end.isdecimal())
+    tried = [first, *(first.with_name(f"{name.name}-{number}") for number in numbers)]
+    yield from tried
+    if not by_overrides:
+        yield from (run for run in continuation.earlier_runs(directory) if run not in tried)
+    number = 2
+    while continuation.config(free := first.with_name(f"{name.name}-{number}")) is not None:
+        if number not in numbers:  # assigned, but not begun
+            yield free
+        number += 1
+    yield free
+
+
+def changed_references(
+    others: Sequence[Path], config: dict[str, Any], composed: DictConfig
+) -> list[str]:
+    """A line for a run of `others` whose config differs only in what resolves to another value
+    each time, such as `${now:%S}`; else [].
+    """
+    if not others:
+        return []
+    written = {
+        key: value
+        for key, value in flatten(cast(dict[str, Any], OmegaConf.to_container(composed)))
+        if isinstance(value, str) and RESOLVER.search(value)
+    }
+    now = dict(flatten(config))
+    for path in others if written.keys() & now.keys() else ():
+        if not (path / "run.json").exists():
+            continue
+        before = dict(flatten(read_record(path)["config"]))
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if keys and written.keys() >= set(keys):
+            changes = (
+                f"{key}={written[key]} was {format_value(before.get(key))}, "
+                f"is {format_value(now[key])}"
+                for key in keys
+            )
+            return [f"{display_path(path)}: {', '.join(changes)}; run again beside it"]
+    return []
 
 
 def job_return(job: Job, overrides: list[str]) -> JobReturn:

@@ -1,5 +1,6 @@
 """The pool of worker processes of a sweep. Imports no torch."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -10,17 +11,18 @@ from multiprocessing import connection
 from multiprocessing.connection import Connection
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.config.compose import validate
 from experiments.config.cuda import cuda_devices
 from experiments.directory import record
 from experiments.errors import UsageError
-from experiments.interrupt import Interrupt
+from experiments.interrupt import STOP_SIGNALS, Interrupt
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.view import View
 
 POLL_SECONDS = 0.2
+FORK_SERVER_DIED = 255  # the exit code that multiprocessing then reports of every worker
 FORKING = multiprocessing.get_context("forkserver")
 
 
@@ -61,9 +63,11 @@ class Pool:
     retry_queue: list[Job] = field(default_factory=list)  # jobs to run again
     stopping: bool = False
     data_read: dict[str, dict[str, str]] = field(default_factory=dict)  # by the data's config
+    interrupt: Interrupt | None = None
 
     def run(self, waiting: Iterator[Job], view: View, interrupt: Interrupt) -> None:
         """Keep all workers busy until every job has ended or a signal has stopped them all."""
+        self.interrupt = interrupt
         next_job = next(waiting, None)
         while next_job is not None or any(worker.job for worker in self.workers):
             if interrupt.number is not None and not self.stopping:
@@ -114,7 +118,7 @@ class Pool:
 
         The worker keeps the data for its next job.
         """
-        key = OmegaConf.to_yaml(composed.data, resolve=True)
+        key = json.dumps(validate(composed, allow_unused=True)["data"])
         if key not in self.data_read:
             idle = [worker for worker in self.workers if worker.job is None]
             worker = idle[0] if idle else self.add_worker(composed)
@@ -153,7 +157,10 @@ class Pool:
         job.seconds = time.monotonic() - job.started
         if job.state == "interrupted" and job.pruned:
             job.state = "pruned"
-            record.record_end(job.path, "pruned")
+            try:
+                record.record_end(job.path, "pruned")
+            except UsageError as problem:  # the next command resumes it
+                job.error = str(problem)
         elif job.state == "interrupted" and not self.stopping:
             # the signal was meant for the worker's previous run
             job.state = "waiting"
@@ -166,15 +173,24 @@ class Pool:
         worker.process.join()
         self.workers.remove(worker)
         code = worker.process.exitcode
-        if code == -signal.SIGTERM and (self.stopping or worker.stop_requested):
-            # before the run had installed its signal handlers
-            return ("end", "interrupted", None, None)
+        # before the run had installed its signal handlers
+        if code == -signal.SIGTERM and worker.stop_requested:
+            return ("end", *record_interruption(job))
+        # a signal to the whole process group reaches workers and fork server, too
+        stopped = self.interrupt is not None and self.interrupt.number is not None
+        if stopped and code in (FORK_SERVER_DIED, *(-number for number in STOP_SIGNALS)):
+            return ("end", *record_interruption(job))
         return ("end", *record_death(job, exit_reason(code)))
 
     def terminate(self) -> None:
         """Send SIGTERM to all workers."""
         for worker in self.workers:
             worker.process.terminate()
+
+    def kill(self) -> None:
+        """Kill all workers; their runs can be resumed."""
+        for worker in self.workers:
+            worker.process.kill()
 
     def close(self) -> None:
         """Close the pipes; each worker exits when its run has ended."""
@@ -209,12 +225,29 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
     """
     try:
         if not (job.path / "run.json").exists():
-            job.path.mkdir(exist_ok=True)
+            job.path.mkdir(parents=True, exist_ok=True)
             overrides = [str(override) for override in job.composed.hydra.overrides.task]
-            record.start(job.path, validate(job.composed), overrides).end("failed", error)
+            record.start(job.path, validate(job.composed, allow_unused=True), overrides).end(
+                "failed", error
+            )
         saved = record.record_end(job.path, "failed", error)
     except UsageError:  # run.json is unreadable, or a child of the dead worker holds the lock
         return "failed", None, error
+    return recorded_end(job, saved)
+
+
+def record_interruption(job: Job) -> tuple[str, float | None, str | None]:
+    """Record a run whose worker was ended by a signal before the run could handle it; as
+    `record_death`, but a run without a record gets none.
+    """
+    try:
+        return recorded_end(job, record.record_end(job.path, "interrupted"))
+    except UsageError:  # there is no run.json yet, or it is unreadable
+        return "interrupted", None, None
+
+
+def recorded_end(job: Job, saved: dict[str, Any]) -> tuple[str, float | None, str | None]:
+    """The state, value and error of a run from its record."""
     if saved["state"] == "finished":
         return "finished", saved["metrics"]["best"][job.monitor], None
     return saved["state"], None, saved.get("error")

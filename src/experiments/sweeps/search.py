@@ -16,12 +16,12 @@ from hydra.core.override_parser.types import Override
 from experiments.config.names import format_value
 from experiments.errors import UsageError
 from experiments.sweeps.jobs import Job
+from experiments.sweeps.study import STUDY, describe, open_study
 from experiments.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
     import optuna
 
-STUDY = "study.journal"
 MAX_DUPLICATES = 20  # in a row: then the search space is taken to be exhausted
 
 
@@ -33,8 +33,8 @@ def search(
     make_sweep: starts the worker processes; called once the arguments are known to be valid.
     arguments: overrides; the searched keys are intervals, ranges or choices.
 
-    Raises UsageError if Optuna is not installed or nothing is searched, Interrupted after a
-    signal.
+    Raises UsageError if Optuna is not installed, nothing is searched, or the study was made with
+    other settings; Interrupted after a signal.
     """
     try:
         from optuna.storages.journal import JournalFileBackend  # noqa: F401
@@ -48,41 +48,9 @@ def search(
             "hydra/sweeper=tpe: nothing to search; give a key as optimizer.lr=interval(a,b), say"
         )
     sweep = make_sweep()
-    study = open_study(
-        Path(sweep.config.hydra.sweep.dir) / STUDY,
-        seed=seed,
-        prune=prune,
-        minimize=sweep.config.trainer.monitor.startswith("loss"),
-    )
+    setting = describe(lambda overrides: sweep.loader.pop(sweep.config, overrides), fixed, space)
+    study = open_study(sweep.directory / STUDY, setting, seed=seed, prune=prune)
     Search(study, sweep, fixed, space, trials_left(study, trials)).run()
-
-
-def open_study(file: Path, *, seed: int, prune: bool, minimize: bool) -> "optuna.Study":
-    """Create the study stored in a journal file, or load it to continue the search.
-
-    The trials that a stopped search left running are enqueued again: their run directories have
-    the checkpoints.
-    """
-    import optuna
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-    known = sum(summary.n_trials for summary in optuna.get_all_study_summaries(storage))
-    study = optuna.create_study(
-        storage=storage,
-        study_name="search",
-        load_if_exists=True,
-        # shifted by the known trials: a continued search must not draw the same numbers again
-        sampler=optuna.samplers.TPESampler(seed=seed + known),
-        pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner(),
-        direction="minimize" if minimize else "maximize",
-    )
-    states = optuna.trial.TrialState
-    for trial in study.get_trials(states=(states.RUNNING,)):
-        study.tell(trial.number, state=states.FAIL)
-        study.enqueue_trial(trial.params)
-    return study
 
 
 def trials_left(study: "optuna.Study", trials: int) -> int:

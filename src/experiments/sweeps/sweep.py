@@ -7,7 +7,6 @@ continue from their checkpoints. Imports no torch.
 
 import atexit
 import contextlib
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -100,7 +99,8 @@ class Sweep:
         Raises Interrupted after a signal, once every running job has written a checkpoint.
         """
         # needed for the plot at the end; imported here, where the parent is idle anyway
-        from experiments.results import pictures  # noqa: F401
+        with contextlib.suppress(Exception):  # told at the end
+            from experiments.results import pictures  # noqa: F401
 
         self.directory.mkdir(parents=True, exist_ok=True)
         placed: list[Job] = []
@@ -116,6 +116,9 @@ class Sweep:
         try:
             with Interrupt() as interrupt:
                 self.pool.run(jobs(placed), view, interrupt)
+        except KeyboardInterrupt:  # the second Ctrl-C
+            self.pool.kill()
+            raise
         except BaseException:
             self.pool.terminate()
             raise
@@ -140,7 +143,7 @@ def locked(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(lock)
+        lock.close()
 
 
 def report_results(directory: Path) -> bool:
@@ -156,5 +159,9 @@ def report_results(directory: Path) -> bool:
     print(f"look     tensorboard --logdir {shlex.quote(display_path(directory))}")
     failed = [row for row in rows if row.state == "failed"]
     if failed:
-        print(f"failed   {len(failed)}: see error.txt in each; the same command retries them")
+        name = shlex.quote(f"hydra.sweep.dir={display_path(directory)}")
+        print(
+            f"failed   {len(failed)}: see error.txt in each; the same command with {name} retries "
+            "them"
+        )
     return bool(failed or failures)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from experiments.directory.paths import display_path
+from experiments.stdio import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,7 +55,8 @@ class RunLines:
 
     def job_ended(self, job: "Job") -> None:
         self.count += 1
-        print(f"[{self.count}/{self.total}] {job.name}  {outcome(job)}", flush=True)
+        line = f"[{self.count}/{self.total}] {job.name}  {outcome(job)}"
+        print(printable(line), flush=True)
 
     def refresh(self) -> None:
         """Does nothing: only the end of a run is shown."""
@@ -75,8 +77,13 @@ class LiveTable:
         self.live.start()
 
     def job_ended(self, job: "Job") -> None:
+        from rich.text import Text
+
         if job.state == "failed":
-            self.live.console.print(f"[red]failed[/red] {job.name}: {job.error}", highlight=False)
+            # as Text, since a name or an error may hold what rich takes for markup
+            failure = Text(f"failed {printable(f'{job.name}: {job.error}')}")
+            failure.stylize("red", 0, len("failed"))
+            self.live.console.print(failure)
         self._drawn = 0.0
 
     def refresh(self) -> None:
@@ -91,6 +98,7 @@ class LiveTable:
         """The current state of the sweep."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         ended = [job for job in self.jobs if job.state not in ("waiting", "running")]
         running = [job for job in self.jobs if job.state == "running"]
@@ -106,17 +114,20 @@ class LiveTable:
             table.add_column(column, overflow="fold")
         for job in running:
             bar = ProgressBar(total=1.0, completed=job.done, width=24)
-            table.add_row("", job.name, bar, *map(format_number, (job.loss, job.accuracy)))
+            table.add_row("", Text(job.name), bar, *map(format_number, (job.loss, job.accuracy)))
         table.add_section()
         ranked = sorted(
             (job for job in ended if job.value is not None),
-            key=lambda job: (job.value or 0.0) * (1 if job.monitor.startswith("loss") else -1),
+            key=lambda job: (
+                job.monitor,
+                (job.value or 0.0) * (1 if job.monitor.startswith("loss") else -1),
+            ),
         )
         for rank, job in enumerate(ranked[:RANKED], 1):
-            table.add_row(str(rank), job.name, f"{job.monitor} {job.value:.4f}", "", "")
+            table.add_row(str(rank), Text(job.name), f"{job.monitor} {job.value:.4f}", "", "")
         for job in ended:
             if job.state in ("failed", "diverged"):
-                table.add_row("", job.name, f"[red]{job.state}[/red]", "", "")
+                table.add_row("", Text(job.name), f"[red]{job.state}[/red]", "", "")
         return table
 
     def time_left(self) -> str:

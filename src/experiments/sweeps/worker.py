@@ -5,6 +5,8 @@ The fork server preloads this module, so that a worker starts with all of it in 
 
 import atexit
 import gc
+import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -19,14 +21,18 @@ from typing import TYPE_CHECKING
 
 from hydra import version
 from hydra._internal.callbacks import Callbacks
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
-from experiments import job
+from experiments import job, stdio
+from experiments.config import resolvers
 from experiments.config.compose import validate
+from experiments.config.secrets import redact
 from experiments.directory.record import read_record
 from experiments.errors import Diverged, UsageError
+from experiments.interrupt import STOP_SIGNALS, ignore_stop_signals
 from experiments.train import train  # noqa: F401  (takes a second to import)
 
 if TYPE_CHECKING:
@@ -45,15 +51,23 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     ("epoch", number of epochs done, metrics of the last one) and ("end", state, best value of
     trainer.monitor or None, error or None).
     """
-    # Ctrl-C reaches the whole process group; only the parent handles it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stdio.protect()
+    # they reach the whole process group; the parent handles them and sends SIGTERM
+    ignore_stop_signals(*set(STOP_SIGNALS) - {signal.SIGTERM})
     threading.Thread(target=exit_with_parent, daemon=True).start()
     if cuda_device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(cuda_device)
+    # for a DataLoader's workers: by default they would have a fork server of this worker's, which,
+    # if the worker is killed, they keep alive and which keeps them alive
+    multiprocessing.set_start_method("fork", force=True)
+    os.register_at_fork(after_in_child=parent.close)  # or the parent would not see this one's death
     setup_globals()
     version.setbase("1.3")
     JobRuntime.instance().set("name", "experiments")
-    gc.freeze()
+    Plugins.instance()  # plugins and modules of the user's may register resolvers
+    resolvers.load_modules()
+    job.collect_garbage()  # now: what a run's first call finds includes the run itself
+    warmed_up = False
     while True:
         try:
             request, composed = parent.recv()
@@ -61,14 +75,18 @@ def main(parent: Connection, cuda_device: int | None) -> None:
             return
         if request == "fingerprints":
             parent.send(fingerprints(composed))
-        else:
-            parent.send(("end", *run_in_directory(composed, parent)))
+            continue
+        parent.send(("end", *run_in_directory(composed, parent)))
+        if not warmed_up:  # exempt what the first run has imported and cached, but none of its rest
+            gc.collect()
+            gc.freeze()
+            warmed_up = True
 
 
 def fingerprints(composed: DictConfig) -> dict[str, str]:
     """The fingerprints of a job's rows by split; {} if its data cannot be read."""
     try:
-        return job.load_data(validate(composed)).fingerprints
+        return job.load_data(validate(composed, allow_unused=True)).fingerprints
     except BaseException:  # the run itself will fail, and say why
         return {}
 
@@ -108,13 +126,13 @@ def run_in_directory(
         if isinstance(value, Diverged):
             return "diverged", None, str(value)
         if isinstance(value, UsageError):
-            return "failed", None, str(value)
-        return "failed", None, "".join(traceback.format_exception_only(value)).strip()
+            return "failed", None, redact(str(value))
+        return "failed", None, redact("".join(traceback.format_exception_only(value)).strip())
     except SystemExit:  # the run was stopped by a signal
         return "interrupted", None, None
     except BaseException as error:
-        traceback.print_exc()
-        return "failed", None, "".join(traceback.format_exception_only(error)).strip()
+        print(redact(traceback.format_exc()), end="", file=sys.stderr)
+        return "failed", None, redact("".join(traceback.format_exception_only(error)).strip())
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -125,7 +143,7 @@ class ProgressReporter:
 
     def __init__(self, parent: Connection, epochs: int, batches: int) -> None:
         self.parent, self.epochs, self.batches = parent, epochs, batches
-        self.accuracy = float("nan")
+        self.accuracy = math.nan
         self._sent = 0.0
 
     def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None:
@@ -135,7 +153,7 @@ class ProgressReporter:
             self._sent = now
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.accuracy = metrics["accuracy/valid"]
+        self.accuracy = metrics.get("accuracy/valid", math.nan)
         self.send(epoch / self.epochs, metrics["loss/train_epoch"])
         self.parent.send(("epoch", epoch, dict(metrics)))
 

@@ -1,5 +1,6 @@
 """The training loop: loss_batch, evaluate, fit."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from torch.optim import Optimizer
 
 from experiments.data.loaders import Batch, Loader
 from experiments.errors import Interrupted
+from experiments.training.accuracy import Accuracy
+from experiments.training.determinism import global_state, restore_global_state
+from experiments.training.means import Weigh, evaluation_weights, mean_loss
 from experiments.training.progress import Progress
 from experiments.training.train_log import Metrics, State, StepResult, TrainLog, check_finite
 
@@ -19,7 +23,7 @@ LossFunc = Callable[[Tensor, Tensor], Tensor]
 
 
 class Scheduler(Protocol):
-    """Changes the learning rate after every step."""
+    """Changes the learning rate; stepped after each optimizer step."""
 
     def step(self) -> None: ...
 
@@ -44,11 +48,15 @@ class FitOptions:
 class Callbacks:
     """What the loop calls.
 
-    log(step, epoch from 1, metrics): `loss/train` and `lr` every `log_every` steps;
-        `loss/train_epoch`, `loss/valid`, `accuracy/valid` and `throughput` at each epoch's end.
+    log(step, epoch from 1, metrics): `loss/train` and `lr` every `log_every` steps, with `lr/1`
+        and so on for the further parameter groups whose rates differ from the first one's;
+        `loss/train_epoch`, `loss/valid`, `accuracy/valid` if there is one, and `throughput` at each
+        epoch's end.
     save(state, whether it is the best so far): at each epoch's end, when `checkpoint_due(last step,
         number of steps in the last result)` is true, and when `stop_signal` returns a signal's
-        number.
+        number, which is asked once a step.
+    stop_evaluation: the same within a validation, asked once a batch.
+    end_epoch(the epoch's monitored number): at each epoch's end, before `save`.
     """
 
     log: Callable[[int, int, Metrics], None]
@@ -56,6 +64,8 @@ class Callbacks:
     progress: Progress
     checkpoint_due: Callable[[int, int], bool] = lambda step, step_count: False
     stop_signal: Callable[[], int | None] = lambda: None
+    stop_evaluation: Callable[[], int | None] = lambda: None
+    end_epoch: Callable[[float], None] = lambda monitored: None
 
 
 def loss_batch(
@@ -78,15 +88,25 @@ def loss_batch(
 
 
 def accumulate(
-    model: nn.Module, loss_func: LossFunc, batches: list[Batch], opt: Optimizer
+    model: nn.Module,
+    loss_func: LossFunc,
+    batches: list[Batch],
+    opt: Optimizer,
+    weights: list[float] | None = None,
 ) -> tuple[Tensor, int]:
     """One step with the gradient accumulated over several batches: loss and gradient are the mean
     over all their rows, while only one batch's activations are in memory at a time.
+
+    weights: how much the loss of each batch counts in the mean; None: by its rows. The loss of a
+        batch that counts 0 is not computed, since it would be 0 / 0: its gradient is zero.
     """
     rows = sum(len(xb) for xb, _ in batches)
+    counts: list[float] = [len(xb) for xb, _ in batches] if weights is None else weights
+    count = sum(counts)
     total = torch.zeros((), device=batches[0][0].device)
-    for xb, yb in batches:
-        loss = loss_func(model(xb), yb) * (len(xb) / rows)
+    for (xb, yb), part in zip(batches, counts, strict=True):
+        logits = model(xb)
+        loss = loss_func(logits, yb) * (part / count) if part else logits.sum() * 0
         loss.backward()
         total += loss.detach()
     opt.step()
@@ -96,7 +116,10 @@ def accumulate(
 
 @dataclass(frozen=True)
 class EagerSteps:
-    """One step per `accumulated` batches of a loader; the last of an epoch may have fewer."""
+    """One step per `accumulated` batches of a loader; the last of an epoch may have fewer.
+
+    weigh: how much the loss of a batch counts, from its targets; None: by its rows
+    """
 
     model: nn.Module
     loss_func: LossFunc
@@ -104,6 +127,7 @@ class EagerSteps:
     scheduler: Scheduler
     loader: Loader
     accumulated: int = 1
+    weigh: Weigh | None = None
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -116,34 +140,59 @@ class EagerSteps:
 
     def step(self, batches: list[Batch]) -> StepResult:
         """One optimizer step on some batches, then one scheduler step."""
-        lr = self.opt.param_groups[0]["lr"]
-        if len(batches) == 1:
+        lr, *group_lrs = [group["lr"] for group in self.opt.param_groups]
+        weights = None
+        if self.weigh is not None:
+            weights = torch.stack([self.weigh(yb) for _, yb in batches])
+            loss, rows = accumulate(self.model, self.loss_func, batches, self.opt, weights.tolist())
+            weights = weights.sum()
+        elif len(batches) == 1:
             loss, rows = loss_batch(self.model, self.loss_func, *batches[0], self.opt)
         else:
             loss, rows = accumulate(self.model, self.loss_func, batches, self.opt)
         self.scheduler.step()
-        return StepResult(loss, [lr], rows, len(batches))
+        return StepResult(loss, [lr], rows, len(batches), weights, group_lrs)
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loss_func: LossFunc, loader: Loader) -> tuple[float, float]:
-    """The mean loss over all rows, each batch weighted by its size, and the fraction of rows
-    whose largest logit is the target.
+def evaluate(
+    model: nn.Module,
+    loss_func: LossFunc,
+    loader: Loader,
+    stop_signal: Callable[[], int | None] = lambda: None,
+) -> tuple[float, float | None]:
+    """The mean loss over all rows, each batch weighted by its size, or as the loss weighs its
+    targets (NaN if no target counts), and the fraction of targets whose class has the largest
+    logit; None where outputs and targets have no accuracy. Raises Interrupted after a signal.
     """
     model.eval()
-    losses, sizes, correct = [], [], []
+    if isinstance(loss_func, nn.Module):
+        loss_func.eval()
+    losses, sizes, accuracy = [], [], Accuracy(loss_func)
+    weigh, weights = evaluation_weights(loss_func, loader), []
 
     def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
-        correct.append((logits.argmax(1) == targets).sum())
+        accuracy.add(logits, targets)
         return loss_func(logits, targets)
 
     for xb, yb in loader.batches():
         loss, size = loss_batch(model, count_correct, xb, yb)
         losses.append(loss)
         sizes.append(size)
+        if weigh is not None:
+            weights.append(weigh(yb))
+        if signal_number := stop_signal():
+            raise Interrupted(signal_number)
     # one transfer from the device, summed in double precision
-    weighted = (loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
-    return sum(weighted) / sum(sizes), int(torch.stack(correct).sum()) / sum(sizes)
+    mean = mean_loss(
+        torch.stack(losses).tolist(), sizes, torch.stack(weights).tolist() if weights else []
+    )
+    return mean, accuracy.compute()
+
+
+def as_metrics(split: str, loss: float, accuracy: float | None) -> Metrics:
+    """What `evaluate` returned for a split, by tag."""
+    return {f"loss/{split}": loss} | ({} if accuracy is None else {f"accuracy/{split}": accuracy})
 
 
 def fit(
@@ -163,6 +212,8 @@ def fit(
     while state.epoch < options.epochs:
         started, rows_before = time.perf_counter(), state.epoch_rows + state.rows
         model.train()
+        if isinstance(loss_func, nn.Module):
+            loss_func.train()
         for result in steps.take(state.epoch, state.batch):
             step_count = len(result.lrs)
             state.step += step_count
@@ -181,10 +232,25 @@ def fit(
         train_log.end_epoch()
         seconds = time.perf_counter() - started
         throughput = (state.epoch_rows - rows_before) / seconds
-        loss, accuracy = evaluate(model, loss_func, valid_loader)
-        end_epoch(state, {"loss/valid": loss, "accuracy/valid": accuracy}, throughput, options,
-                  callbacks)  # fmt: skip
+        valid = validate(model, loss_func, valid_loader, state, callbacks)
+        end_epoch(state, valid, throughput, options, callbacks)
     return state.best
+
+
+def validate(
+    model: nn.Module, loss_func: LossFunc, loader: Loader, state: State, callbacks: Callbacks
+) -> Metrics:
+    """The metrics of the validation split. After a signal, saves the state before the validation,
+    which a resumed run repeats, and raises Interrupted.
+    """
+    random_state = global_state()
+    try:
+        results = evaluate(model, loss_func, loader, callbacks.stop_evaluation)
+    except Interrupted:
+        restore_global_state(*random_state)
+        callbacks.save(state, False)
+        raise
+    return as_metrics("valid", *results)
 
 
 def end_epoch(
@@ -194,8 +260,10 @@ def end_epoch(
 
     throughput: rows trained on per second.
     """
-    metrics = {"loss/train_epoch": state.epoch_loss / state.epoch_rows, **valid}
-    state.epoch, state.batch, state.epoch_loss, state.epoch_rows = state.epoch + 1, 0, 0.0, 0
+    train_loss = state.epoch_loss / state.epoch_weight if state.epoch_weight else math.nan
+    metrics = {"loss/train_epoch": train_loss, **valid}
+    state.epoch, state.batch = state.epoch + 1, 0
+    state.epoch_loss, state.epoch_rows, state.epoch_weight = 0.0, 0, 0.0
     callbacks.log(state.step, state.epoch, metrics)
     # on a separate line, since it differs between runs
     callbacks.log(state.step, state.epoch, {"throughput": throughput})
@@ -205,6 +273,7 @@ def end_epoch(
     better = not state.best or improves(monitor, state.last[monitor], state.best[monitor])
     if better:
         state.best = state.last
+    callbacks.end_epoch(state.last[monitor])
     callbacks.save(state, better)
     callbacks.progress.epoch_end(state.epoch, {**metrics, "throughput": throughput})
 

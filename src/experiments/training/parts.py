@@ -1,17 +1,34 @@
 """Build the parts of a run from its config and check that they fit together."""
 
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
-from experiments.data import Data, Split
-from experiments.data.loaders import Loader, evaluation_options, gather
+from experiments.data import Data, reads_samples
+from experiments.data.loaders import Loader, TensorLoader, evaluation_options, select
 from experiments.errors import UsageError
-from experiments.training.build import build
+from experiments.training.accuracy import OF_CLASSES, has_accuracy
+from experiments.training.build import build, ends_in_user_code
+from experiments.training.checks import (
+    check_last_batch,
+    check_state,
+    check_values,
+    mismatch_remedy,
+    report_mean,
+)
+from experiments.training.compatibility import (
+    check_loss,
+    check_monitor,
+    check_optimizer,
+    check_outputs,
+    check_parameters,
+    report_broadcast,
+)
+from experiments.training.scheduling import Schedule, build_schedule
 
 
 @dataclass(frozen=True)
@@ -21,15 +38,16 @@ class Parts:
     model: nn.Module
     loss_func: nn.Module
     opt: Optimizer
-    scheduler: Any
+    schedule: Schedule
     train_loader: Any
     valid_loader: Loader
     test_loader: Loader
 
     @property
     def parameter_names(self) -> list[str]:
-        """The names of the model's parameters, in order."""
-        return [name for name, _ in self.model.named_parameters()]
+        """The names of the parameters of the model and the loss, in order."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return names + [f"loss.{name}" for name, _ in self.loss_func.named_parameters()]
 
 
 def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
@@ -39,7 +57,8 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
     """
     trainer, batch_size = config["trainer"], config["loader"]["batch_size"]
     model = build_model(config, device)
-    loss_func = build(config, "loss").to(device)
+    check_parameters(config, model)
+    loss_func = build_loss(config).to(device)
     train_loader = build(config, "loader", data.train, seed=config["seed"], device=device)
     valid_loader, test_loader = (
         build(config, "loader", split, device=device, **evaluation_options(split, batch_size))
@@ -51,12 +70,20 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
             "make it smaller"
         )
     check_fit(config, model, loss_func, data.train)
-    opt = build(config, "optimizer", model.parameters())
+    check_values(config, model, loss_func, data)
+    copies = check_state(config, model, loss_func, data.train)
+    check_last_batch(config, model, loss_func, data.train, train_loader)
+    for loader in (train_loader, valid_loader, test_loader):
+        if isinstance(loader, TensorLoader):
+            loader.copies = copies
+    report_mean(config, model, loss_func, data.train)
+    loss_func.train()
+    opt = build(config, "optimizer", trained_parameters(model, loss_func))
+    check_optimizer(config, opt, model)
     if trainer["clip_norm"] is not None:
         clip_gradients(opt, trainer["clip_norm"])
-    steps = trainer["epochs"] * -(-len(train_loader) // trainer["accumulate"])
-    scheduler = build_scheduler(config, opt, steps)
-    return Parts(model, loss_func, opt, scheduler, train_loader, valid_loader, test_loader)
+    schedule = build_schedule(config, opt, -(-len(train_loader) // trainer["accumulate"]))
+    return Parts(model, loss_func, opt, schedule, train_loader, valid_loader, test_loader)
 
 
 def build_model(config: dict[str, Any], device: str = "cpu") -> nn.Module:
@@ -69,42 +96,90 @@ def build_model(config: dict[str, Any], device: str = "cpu") -> nn.Module:
     if config["trainer"]["precision"] == "bfloat16":
         forward = model.forward
 
-        def autocast(x: Tensor) -> Tensor:
+        def as_float32(part: Any) -> Any:
+            floating = isinstance(part, Tensor) and part.is_floating_point()
+            return part.float() if floating else part
+
+        def autocast(x: Tensor) -> Any:
             with torch.autocast(device, torch.bfloat16):
-                logits: Tensor = forward(x)
-            return logits.float()
+                logits = forward(x)
+            return logits.float() if isinstance(logits, Tensor) else tree_map(as_float32, logits)
 
         model.forward = autocast
     return model
 
 
-def build_scheduler(config: dict[str, Any], opt: Optimizer, steps: int) -> Any:
-    """The scheduler of a config; if it accepts `total_steps`, it gets the steps of the run."""
-    parameters = inspect.signature(build(config, "scheduler").func).parameters
-    options = {"total_steps": steps} if "total_steps" in parameters else {}
-    return build(config, "scheduler", opt, **options)
+def trained_parameters(model: nn.Module, loss_func: nn.Module) -> Any:
+    """What the optimizer gets: the parameters of the model, then those of the loss."""
+    of_loss = list(loss_func.parameters())
+    return [*model.parameters(), *of_loss] if of_loss else model.parameters()
 
 
-def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Split) -> None:
+def build_loss(config: dict[str, Any]) -> nn.Module:
+    """The loss of a config. A list for an argument of torch's losses that is a tensor, such as
+    `weight`, becomes float32.
+
+    Raises UsageError if it cannot be built, or is no module.
+    """
+    node = config["loss"]
+    tensors = {}
+    module = node["_target_"].rpartition(".")[0]
+    if module in ("torch.nn", nn.MSELoss.__module__):
+        tensors = {
+            key: torch.tensor(value, dtype=torch.float32)
+            for key, value in node.items()
+            if key in ("weight", "pos_weight") and is_numbers(value)
+        }
+    if tensors:
+        rest = {key: value for key, value in node.items() if key not in tensors}
+        config = {**config, "loss": {**rest, "_partial_": True}}
+    loss_func = build(config, "loss", **tensors)
+    if not isinstance(loss_func, nn.Module):
+        raise UsageError(
+            f"loss._target_={node['_target_']}: is a {type(loss_func).__name__}, expected a "
+            "torch.nn.Module; call the function in the forward of one"
+        )
+    return loss_func
+
+
+def is_numbers(value: object) -> bool:
+    """Whether a value of a config is a list of numbers."""
+    numbers = (int, float)
+    return isinstance(value, list) and all(isinstance(item, numbers) for item in value)
+
+
+def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, split: Any) -> None:
     """Raise UsageError if the model rejects the data, or the loss the logits and targets."""
     device = next(model.parameters()).device
-    # gather copies: rows of a memory-mapped file must not be written to by an in-place layer
-    x, y = gather(split.x, split.y, torch.arange(min(2, len(split))))
-    x, y = x.to(device), y.to(device)
+    # select copies: rows of a memory-mapped file must not be written to by an in-place layer
+    x, y = (part.to(device) for part in select(split, list(range(min(2, len(split))))))
+    logits = None
     try:
         with torch.no_grad():
             logits = model.eval()(x)
-            loss_func(logits, y)
+            check_outputs(config, loss_func, logits, y)
+            loss = loss_func.eval()(logits, y)
     except (IndexError, RuntimeError, ValueError) as error:
+        if ends_in_user_code(error.__traceback__):
+            raise
         reason = str(error).partition("\n")[0]
         raise UsageError(
             f"model._target_={config['model']['_target_']}: does not fit data of "
-            f"x {tuple(split.x.shape)}, y {tuple(split.y.shape)} ({reason}); "
-            "change model.in_features, model.out_features or data"
+            f"x {(len(split), *x.shape[1:])}, y {(len(split), *y.shape[1:])} ({reason}); "
+            f"{mismatch_remedy(loss_func, x, y, logits)}"
         ) from error
-    if not split.y.is_floating_point() and logits.ndim == 2 and split.y.max() >= logits.shape[1]:
+    check_loss(config, loss)
+    report_broadcast(config, loss_func, logits, y)
+    check_monitor(config, loss_func, logits, y)
+    if not (has_accuracy(logits, y, loss_func) or isinstance(loss_func, OF_CLASSES)):
+        return
+    if reads_samples(split) or split.y.is_floating_point() or logits.ndim != 2:
+        return
+    highest = int(split.y.max())
+    if highest >= logits.shape[1] and highest != getattr(loss_func, "ignore_index", None):
         raise UsageError(
-            f"model.out_features={logits.shape[1]}: the data has {int(split.y.max()) + 1} classes"
+            f"model.out_features={logits.shape[1]}: the data has {highest + 1} classes; "
+            "change model.out_features or data"
         )
 
 

@@ -23,9 +23,14 @@ def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
     """The metrics of one epoch in a line that fits a narrow terminal."""
     return (
         f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss/train {metrics['loss/train_epoch']:.4f}  "
-        f"loss/valid {metrics['loss/valid']:.4f}  accuracy {metrics['accuracy/valid']:.4f}  "
+        f"loss/valid {metrics['loss/valid']:.4f}  {accuracy_text(metrics)}"
         f"{metrics['throughput']:,.0f} rows/s"
     )
+
+
+def accuracy_text(metrics: Mapping[str, float]) -> str:
+    """The validation accuracy as a part of a line; nothing if there is none."""
+    return f"accuracy {metrics['accuracy/valid']:.4f}  " if "accuracy/valid" in metrics else ""
 
 
 class EpochLines:
@@ -67,7 +72,8 @@ class ProgressBar:
             TimeRemainingColumn(),
         )
         # refreshed manually: a refresh thread would compete with the training loop for the GIL
-        self.bar = progress.Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False)
+        self.bar = progress.Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False,
+                                     transient=True)  # fmt: skip
         self.task = self.bar.add_task("", total=epochs * batches, epoch=0, epochs=epochs)
         self.accuracy = ""
         self._rows, self._drawn_at = 0, time.perf_counter()
@@ -89,7 +95,7 @@ class ProgressBar:
         self._rows, self._drawn_at = 0, now
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.accuracy = f"accuracy {metrics['accuracy/valid']:.4f}  "
+        self.accuracy = accuracy_text(metrics)
         self.bar.console.print(epoch_line(epoch, self.epochs, metrics), highlight=False)
         self.bar.update(self.task, completed=epoch * self.batches, refresh=True)
         self._rows, self._drawn_at = 0, time.perf_counter()

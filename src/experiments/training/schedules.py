@@ -1,4 +1,4 @@
-"""Learning rate schedules that torch lacks in this form; all are per step, not per epoch."""
+"""Learning rate schedules that torch lacks in this form; all count steps, not epochs."""
 
 import math
 from typing import Any

@@ -1,7 +1,7 @@
 """The state of the training loop, and the logging of its losses."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,13 +19,18 @@ class StepResult(NamedTuple):
     """The result of one or more optimizer steps in one call.
 
     losses: the mean loss of each step, float32 (steps,), or () for one step. lrs: the learning rate
-    of each step. rows, batches: the number of rows and of batches per step.
+    of each step. rows, batches: the number of rows and of batches per step. weights: how much the
+    loss of each step counts in a mean, float64 (steps,), or () for one step; None: by its rows.
+    group_lrs: the learning rates of the parameter groups after the first one, the same for each
+    step.
     """
 
     losses: Tensor
     lrs: list[float]
     rows: int
     batches: int
+    weights: Tensor | None = None
+    group_lrs: Sequence[float] = ()
 
 
 @dataclass
@@ -35,11 +40,14 @@ class State:
     epoch: int = 0  # epochs done
     batch: int = 0  # batches done in the current epoch
     step: int = 0  # optimizer steps done
-    loss: float = 0.0  # loss summed over the rows since the last log line
+    loss: float = 0.0  # loss summed over the rows since the last log line, by their weights
     rows: int = 0  # the number of those rows
-    lr: float = 0.0  # of the last step
+    weight: float = 0.0  # the sum of their weights; their number if the loss weighs all alike
+    lr: float = 0.0  # of the last step, in the first parameter group
+    group_lrs: list[float] = field(default_factory=list)  # the same in the groups after it
     epoch_loss: float = 0.0  # the same since the epoch began, up to the last log line
     epoch_rows: int = 0
+    epoch_weight: float = 0.0
     last: Metrics = field(default_factory=dict)  # the last validation's metrics
     best: Metrics = field(default_factory=dict)  # the best validation's metrics
 
@@ -52,6 +60,7 @@ class TrainLog:
     ) -> None:
         self.state, self.log, self.log_every = state, log, log_every
         self.unread: list[StepResult] = []
+        self.first_not_finite: int | None = None  # the step whose loss was the first such one
 
     def add(self, result: StepResult) -> None:
         """Add the newest steps, which `state.step` includes already."""
@@ -66,25 +75,39 @@ class TrainLog:
         state = self.state
         # summed one by one in double precision: the bits do not depend on when this is called
         losses = torch.cat([result.losses.flatten() for result in self.unread]).tolist()
-        rows_and_lrs = [(result.rows, lr) for result in self.unread for lr in result.lrs]
+        weights = [weight for result in self.unread for weight in weights_of(result)]
+        settings = [
+            (result.rows, lr, result.group_lrs) for result in self.unread for lr in result.lrs
+        ]
         self.unread.clear()
         steps = range(state.step - len(losses) + 1, state.step + 1)
-        for step, loss, (rows, lr) in zip(steps, losses, rows_and_lrs, strict=True):
-            state.loss += loss * rows
+        for step, loss, weight, (rows, lr, group_lrs) in zip(
+            steps, losses, weights, settings, strict=True
+        ):
+            if weight:  # or the loss of a step whose targets are all ignored: 0 / 0
+                if self.first_not_finite is None and not math.isfinite(loss):
+                    self.first_not_finite = step
+                state.loss += loss * weight
             state.rows += rows
-            state.lr = lr
+            state.weight += weight
+            state.lr, state.group_lrs = lr, list(group_lrs)
             if step % self.log_every == 0:
                 self.write(step)
 
     def write(self, step: int) -> None:
-        """Log the mean loss since the last line. Raises Diverged if it is not finite."""
+        """Log the mean loss since the last line, if a target counted since. Raises Diverged if it
+        is not finite.
+        """
         state = self.state
-        mean = state.loss / state.rows
-        self.log(step, state.epoch + 1, {"loss/train": mean, "lr": state.lr})
+        mean = {"loss/train": state.loss / state.weight} if state.weight else {}
+        others = {f"lr/{i}": lr for i, lr in enumerate(state.group_lrs, 1) if lr != state.lr}
+        self.log(step, state.epoch + 1, {**mean, "lr": state.lr, **others})
         state.epoch_loss += state.loss
         state.epoch_rows += state.rows
-        state.loss, state.rows = 0.0, 0
-        check_finite("loss/train", mean, step)
+        state.epoch_weight += state.weight
+        state.loss, state.rows, state.weight = 0.0, 0, 0.0
+        if mean:
+            check_finite("loss/train", mean["loss/train"], step, self.first_not_finite)
 
     def end_epoch(self) -> None:
         """Log the losses of the epoch since the last line."""
@@ -93,7 +116,22 @@ class TrainLog:
             self.write(self.state.step)
 
 
-def check_finite(tag: str, value: float, step: int) -> None:
-    """Raise Diverged if a loss is infinite or NaN."""
-    if not math.isfinite(value):
-        raise Diverged(f"{tag} is {value} at step {step}; try a smaller optimizer.lr")
+def weights_of(result: StepResult) -> list[float]:
+    """How much the loss of each step of a result counts in a mean."""
+    if result.weights is None:
+        return [result.rows] * len(result.lrs)
+    weights: list[float] = result.weights.flatten().tolist()
+    return weights
+
+
+def check_finite(tag: str, value: float, step: int, first: int | None = None) -> None:
+    """Raise Diverged if a loss is infinite or NaN, with a remedy that fits the cause.
+
+    first: the first step whose loss was not finite, if that is known
+    """
+    if math.isfinite(value):
+        return
+    remedy = "try a smaller optimizer.lr"
+    if first == 1:
+        remedy = "so it was before any weight changed; look at the data, the model and the loss"
+    raise Diverged(f"{tag} is {value} at step {step}; {remedy}")

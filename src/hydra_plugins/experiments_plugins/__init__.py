@@ -1,12 +1,24 @@
-"""Hydra plugins, discovered by Hydra: the launcher of sweeps and the TPE sweeper."""
+"""Hydra plugins, discovered by Hydra: the launcher of sweeps, the TPE sweeper, the search path."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+
+class ExperimentsSearchPath(SearchPathPlugin):
+    """Adds --config-dir and conf/ to the search path of the command; nothing to other programs'."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        from experiments.config.search_path import entries
+
+        for provider, path in entries:
+            search_path.append(provider, path)
 
 
 class WorkersLauncher(Launcher):
@@ -31,8 +43,16 @@ class WorkersLauncher(Launcher):
 class TPESweeper(Sweeper):
     """Searches hyperparameters with Optuna, through experiments.sweeps.search."""
 
-    def __init__(self, trials: int, seed: int, prune: bool, workers: int | None) -> None:
+    def __init__(
+        self,
+        trials: int,
+        seed: int,
+        prune: bool,
+        workers: int | None,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
         self.trials, self.seed, self.prune, self.workers = trials, seed, prune, workers
+        self.params = params
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -40,6 +60,7 @@ class TPESweeper(Sweeper):
         self.config, self.hydra_context = config, hydra_context
 
     def sweep(self, arguments: list[str]) -> None:
+        from experiments.config.grid import with_params
         from experiments.sweeps.search import search
         from experiments.sweeps.sweep import Sweep
 
@@ -48,7 +69,7 @@ class TPESweeper(Sweeper):
         assert context is not None
         search(
             lambda: Sweep(config, context, self.workers),
-            arguments,
+            with_params(self.params, arguments),
             self.trials,
             seed=self.seed,
             prune=self.prune,

@@ -72,8 +72,8 @@ def load(path: str | None = None, as_bytes: bool = False) -> Data:
             f"data.path={folder}: {len(train)} training rows, expected more than {VALID_ROWS}"
         )
     return Data(
-        train=Split(train.x[:-VALID_ROWS], train.y[:-VALID_ROWS]),
-        valid=Split(train.x[-VALID_ROWS:], train.y[-VALID_ROWS:]),
+        train=Split(train.x[:-VALID_ROWS], train.y[:-VALID_ROWS], pixels=True),
+        valid=Split(train.x[-VALID_ROWS:], train.y[-VALID_ROWS:], pixels=True),
         test=test,
     )
 
@@ -85,7 +85,8 @@ def make_split(folder: Path, as_bytes: bool, *, images: Idx, labels: Idx) -> Spl
         raise UsageError(f"data.path={folder}: {rows} images but {labels.shape[0]} labels")
     pixels, classes = to_tensor(images).view(rows, height * width), to_tensor(labels)
     # in place, since uint8.div(255) would allocate a float copy besides its result
-    return Split(pixels if as_bytes else pixels.float().div_(255), classes.long())
+    x = pixels if as_bytes else pixels.float().div_(255)
+    return Split(x, classes.long(), pixels=True)
 
 
 def to_tensor(array: Idx) -> Tensor:

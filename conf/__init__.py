@@ -1,0 +1,1 @@
+"""Hydra finds this folder as pkg://experiments.conf, in a wheel and in a clone."""

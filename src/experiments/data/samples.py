@@ -1,0 +1,59 @@
+"""Map-style data sets whose draws belong to a stream: random transforms that can be repeated."""
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.data
+
+from experiments.data.streams import derive
+
+
+class Samples(torch.utils.data.Dataset[Any]):
+    """A map-style data set in one epoch. What reading a row draws from the global generators of
+    Python, NumPy and torch's CPU is a function of (seed, epoch, row).
+
+    So neither worker processes nor resuming inside the epoch change a sample. The generators of the
+    process that reads are as they were afterwards.
+    """
+
+    def __init__(self, dataset: Any, seed: int = 0, epoch: int = 0) -> None:
+        self.dataset, self.seed, self.epoch = dataset, seed, epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Any]:
+        """The samples of a batch; the DataLoader prefers this, and it saves the generators once."""
+        with preserved_generators():
+            return [self.read(row) for row in rows]
+
+    def read(self, row: int) -> Any:
+        """The sample of a row, which leaves the generators as its stream has them."""
+        seed_generators(derive(self.seed, "sample", self.epoch, row))
+        return self.dataset[row]
+
+
+def seed_generators(value: int) -> None:
+    """Seed the global generators of Python, NumPy and torch's CPU."""
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.default_generator.manual_seed(value)
+
+
+@contextlib.contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Leave the global generators of Python, NumPy and torch's CPU as they were."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)

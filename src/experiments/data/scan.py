@@ -1,0 +1,91 @@
+"""One pass over the rows of a split: its fingerprint, and what training would stumble over."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+import torch.utils.data
+from torch import Tensor
+
+from experiments.data.samples import Samples, preserved_generators
+from experiments.data.splits import Split, reads_samples
+from experiments.directory.fingerprint import fingerprint
+
+# The rows of a Dataset that are read if it brings a fingerprint of its own.
+FIRST_ROWS = 8
+
+
+@dataclass
+class Scan:
+    """What a pass over a split found.
+
+    not_finite: the first row with a NaN or infinity in `x` and in `y`, if there is one
+    lowest, highest: the extremes of integer targets; None if there are no integer targets
+    classes: the first row of each integer target of a Dataset
+    """
+
+    fingerprint: str = ""
+    not_finite: dict[str, int] = field(default_factory=dict)
+    lowest: int | None = None
+    highest: int | None = None
+    classes: dict[int, int] = field(default_factory=dict)
+
+    def look(self, name: str, values: Tensor, first: int, row_size: int) -> None:
+        """Note what some consecutive values hold: flat, of `x` or `y`, the first of them number
+        `first` of the split.
+        """
+        if values.is_floating_point() or values.is_complex():
+            # a sum is not finite if a value is not, and is taken at the speed of memory
+            if name not in self.not_finite and not values.sum().isfinite():
+                found = values.isfinite().logical_not().nonzero()
+                if len(found):  # or the finite values have overflown the sum
+                    self.not_finite[name] = (first + int(found[0])) // row_size
+        elif name == "y" and values.numel() and values.dtype != torch.bool:
+            low, high = (int(extreme) for extreme in values.long().aminmax())
+            self.lowest = low if self.lowest is None else min(low, self.lowest)
+            self.highest = high if self.highest is None else max(high, self.highest)
+
+    def may_contain(self, target: int) -> bool:
+        """Whether a target lies between the extremes of the integer targets."""
+        if self.lowest is None or self.highest is None:
+            return False
+        return self.lowest <= target <= self.highest
+
+
+def scan(split: Split | torch.utils.data.Dataset[Any]) -> Scan:
+    """Read all rows of a split once; of a Dataset with a `fingerprint` only the first ones."""
+    if reads_samples(split):
+        return scan_samples(split)
+    split = cast(Split, split)
+    found = Scan()
+    sizes = {name: max(1, getattr(split, name)[:1].numel()) for name in ("x", "y")}
+
+    def look(name: str, values: Tensor, first: int) -> None:
+        found.look(name, values, first, sizes[name])
+
+    found.fingerprint = fingerprint({"x": split.x, "y": split.y}, split.release, look)
+    return found
+
+
+def scan_samples(dataset: Any) -> Scan:
+    """Read the rows of a map-style Dataset one by one, with the draws of seed 0 and epoch 0."""
+    found, digest = Scan(), hashlib.sha256()
+    own = getattr(dataset, "fingerprint", None)
+    samples = Samples(dataset)
+    rows = len(dataset) if own is None else min(FIRST_ROWS, len(dataset))
+    with preserved_generators():
+        for row in range(rows):
+            batch = torch.utils.data.default_collate([samples.read(row)])
+            for name, value in zip(("x", "y"), batch, strict=True):
+                flat = value.detach().cpu().contiguous().view(-1)
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(flat.view(torch.uint8).numpy().data)
+                found.look(name, flat, row * max(1, flat.numel()), max(1, flat.numel()))
+                if name == "y" and not flat.is_floating_point():
+                    for target in flat.unique().tolist():
+                        found.classes.setdefault(target, row)
+    found.fingerprint = digest.hexdigest()
+    if own is not None:
+        found.fingerprint = str(own() if callable(own) else own)
+    return found

@@ -1,0 +1,213 @@
+"""Checks that data, model and loss fit together, before the first step."""
+
+import sys
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from experiments.data import Data, Split, reads_samples
+from experiments.data.loaders import Batch, BatchRows, select
+from experiments.data.scan import Scan
+from experiments.directory.checkpoints import serialize
+from experiments.errors import UsageError
+from experiments.training.means import is_mean_over_rows, target_weights
+from experiments.training.probe import probe
+
+# Rows beside one with a NaN, to find whether a model or a loss can do with it.
+NEIGHBOURS = 4
+# Rows of which the loss is compared with that of its parts.
+COMPARED_ROWS = 64
+
+
+def check_values(
+    config: dict[str, Any], model: nn.Module, loss_func: nn.Module, data: Data
+) -> None:
+    """Raise UsageError for rows that training, validation or the test would stumble over: targets
+    that no output stands for, and numbers that are not finite and make the loss so. In the test
+    rows alone these are only told. Reads each split once, while it is fingerprinted.
+    """
+    for name, split in data.splits.items():
+        found = data.scans[name]
+        check_targets(config, model, loss_func, name, split, found)
+        for part, row in found.not_finite.items():
+            if copes(model, loss_func, split, row):
+                continue
+            line = f"data: row {row} of {name} {part} is NaN or infinite"
+            if name != "test":
+                raise UsageError(f"{line}, and so would the loss be; fill or drop such rows")
+            print(f"warning: {line}, and so will loss/test be", file=sys.stderr)
+
+
+def check_targets(
+    config: dict[str, Any],
+    model: nn.Module,
+    loss_func: nn.Module,
+    name: str,
+    split: Any,
+    found: Scan,
+) -> None:
+    """Raise UsageError for a target that is no class of torch's cross entropy, or for a split whose
+    targets are all ignored.
+    """
+    of_classes = type(loss_func) in (nn.CrossEntropyLoss, nn.NLLLoss)
+    if not of_classes or found.lowest is None or found.highest is None:
+        return
+    ignored = cast(int, loss_func.ignore_index)
+    logits, _ = evaluated(model, select(split, [0]))
+    classes = logits.shape[1 if logits.ndim > 1 else 0]
+    if found.lowest < 0 or found.highest >= classes:
+        outside = first_outside(split, found, classes, ignored)
+        if outside is not None:
+            row, target = outside
+            raise UsageError(
+                f"data: row {row} of {name} has the target {target}, and the model's "
+                f"{classes} outputs stand for 0 to {classes - 1}; correct it, change "
+                f"model.out_features, or set it to {ignored} (the loss's ignore_index) to ignore it"
+            )
+    if found.lowest == found.highest == ignored:
+        message = f"data: every target of {name} is loss.ignore_index={ignored}"
+        if name == "test":
+            print(f"warning: {message}, so loss/test is NaN", file=sys.stderr)
+        else:
+            raise UsageError(f"{message}, so there is no loss; use other rows")
+
+
+def first_outside(split: Any, found: Scan, classes: int, ignored: int) -> tuple[int, int] | None:
+    """The first row with a target below 0 or from `classes` on that is not ignored, and the
+    target; None if there is none.
+    """
+    if reads_samples(split):
+        outside = [
+            (row, target)
+            for target, row in found.classes.items()
+            if not 0 <= target < classes and target != ignored
+        ]
+        return min(outside, default=None)
+    y = cast(Split, split).y
+    rows = ((y < 0) | (y >= classes)) & (y != ignored)
+    first = rows.reshape(len(y), -1).any(1).nonzero()
+    if len(first) == 0:
+        return None
+    row = int(first[0])
+    return row, int(y[row][rows[row]].flatten()[0])
+
+
+def evaluated(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The model's logits for a batch, without a gradient and in evaluation mode, and its targets,
+    on the model's device.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    xb, yb = (part.to(device) for part in batch)
+    with torch.no_grad():
+        return model.eval()(xb), yb
+
+
+def copes(model: nn.Module, loss_func: nn.Module, split: Any, row: int) -> bool:
+    """Whether the loss of a row that is not finite, with some others, is finite nevertheless."""
+    rows = [row, *(other for other in range(min(NEIGHBOURS, len(split))) if other != row)]
+    logits, yb = evaluated(model, select(split, rows))
+    with torch.no_grad():
+        return bool(loss_func.eval()(logits, yb).isfinite().all())
+
+
+def check_state(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, train: Any) -> bool:
+    """Raise UsageError if model or loss keep state that no checkpoint holds. Returns whether they
+    write to their batch, which then must be a copy.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    x, y = (part.to(device) for part in select(train, list(range(min(2, len(train))))))
+    parts = {"model": model, "loss": loss_func}
+    check_extra_state(config, parts)
+    found = probe(parts, (x, y))
+    if found is None:
+        return True  # unknown: copies are always right
+    names = found.evolving or ([] if found.repeatable else found.changed)
+    if names:
+        name = names[0]
+        group = name.partition(".")[0]
+        raise UsageError(
+            f"{group}._target_={config[group]['_target_']}: {name} changes in training and is in "
+            "no checkpoint, so a resumed run would end with other numbers; keep it in a tensor "
+            "with register_buffer, or save it with get_extra_state and set_extra_state"
+        )
+    if not found.repeatable:
+        print(
+            "warning: model or loss: two equal training steps gave different numbers, so resuming "
+            "and reproducing are not exact; draw from random, np.random or torch only",
+            file=sys.stderr,
+        )
+    return found.writes_input
+
+
+def check_last_batch(
+    config: dict[str, Any], model: nn.Module, loss_func: nn.Module, train: Any, loader: Any
+) -> None:
+    """Raise UsageError if the last batch of an epoch has one row and the model cannot train on one,
+    as with BatchNorm, though it can on two.
+    """
+    rows = getattr(loader, "rows", None)
+    if not isinstance(rows, BatchRows) or len(train) < 2:
+        return
+    size = rows.batch_size
+    last = 0 if rows.drop_last and size > 1 else len(train) % size
+    if last != 1 and size != 1:
+        return
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    pair = [part.to(device) for part in select(train, [0, 1])]
+    parts = {"model": model, "loss": loss_func}
+    if probe(parts, (pair[0], pair[1])) and not probe(parts, (pair[0][:1], pair[1][:1])):
+        raise UsageError(
+            f"loader.batch_size={size}: {len(train)} rows leave a last batch of one row, "
+            "and the model cannot train on one (BatchNorm needs two); use loader.drop_last=true or "
+            "another batch size"
+        )
+
+
+def check_extra_state(config: dict[str, Any], parts: dict[str, nn.Module]) -> None:
+    """Raise UsageError if a state_dict holds what no checkpoint can."""
+    for group, part in parts.items():
+        for name, value in part.state_dict().items():
+            if isinstance(value, Tensor):
+                continue
+            try:
+                serialize({name: value})
+            except TypeError as error:
+                raise UsageError(
+                    f"{group}._target_={config[group]['_target_']}: {error}; get_extra_state may "
+                    "return tensors, numbers, texts, lists and dicts"
+                ) from None
+
+
+def report_mean(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, train: Any) -> None:
+    """Say that means over batches are by rows if the loss is no mean over the rows of a batch."""
+    if target_weights(loss_func) is not None or len(train) < 3:
+        return
+    logits, yb = evaluated(model, select(train, list(range(min(COMPARED_ROWS, len(train))))))
+    try:
+        even = is_mean_over_rows(loss_func.eval(), logits, yb)
+    except Exception:  # the loss needs a whole batch, say
+        return
+    if not even:
+        print(
+            f"warning: loss._target_={config['loss']['_target_']}: the loss of a batch is not the "
+            "mean of its rows' losses; means over batches (loss/train, loss/valid, loss/test, "
+            "trainer.accumulate) count each batch by its rows",
+            file=sys.stderr,
+        )
+
+
+def mismatch_remedy(loss_func: nn.Module, x: Tensor, y: Tensor, logits: Tensor | None) -> str:
+    """What to change so that model, loss and data fit together, as dtypes and shapes tell."""
+    if logits is None:
+        if x.dtype == torch.float64 or not x.is_floating_point():
+            return f"x is {x.dtype}: make it float32 with x.float(), or change the model"
+        return "change model.in_features, model.out_features or data"
+    if target_weights(loss_func) is not None:
+        if y.shape == logits.shape and not y.is_floating_point():
+            return "y looks one-hot: make it class numbers with y.argmax(1), or y.float()"
+        if y.is_floating_point() and y.ndim == logits.ndim - 1:
+            return f"y holds class numbers as {y.dtype}: make them int64 with y.long()"
+        if y.dtype in (torch.int8, torch.int16, torch.int32):
+            return f"y is {y.dtype}: make it int64 with y.long()"
+    return "change model.in_features, model.out_features or data"

@@ -1,0 +1,260 @@
+"""Parts that do not go together are told in one line, before the first step."""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from saved_runs import SMALL, go_on, record
+from torch import Tensor, nn
+from torch.optim import LBFGS, Optimizer
+
+from experiments import load_run
+from experiments.data import Data, Split
+from experiments.errors import UsageError
+from experiments.training.parts import Parts, build_loss, build_parts
+
+Compose = Callable[[list[str]], dict[str, Any]]
+Build = Callable[..., Parts]
+
+
+def here(name: str, **settings: Any) -> dict[str, Any]:
+    """The config of a part of this file."""
+    return {"_target_": f"{__name__}.{name}", **settings}
+
+
+def torch_loss(name: str, **settings: Any) -> dict[str, Any]:
+    return {"_target_": f"torch.nn.{name}", **settings}
+
+
+@pytest.fixture
+def parts(compose: Compose, tiny: Data) -> Build:
+    """The parts of a small config with some nodes replaced, on other targets if they are given."""
+
+    def parts(
+        overrides: Iterable[str] = (),
+        targets: Callable[[Split], Tensor] = lambda split: split.y,
+        **nodes: dict[str, Any],
+    ) -> Parts:
+        splits = {
+            name: Split(split.x, targets(split)) for name, split in vars(tiny).items()
+            if isinstance(split, Split)
+        }  # fmt: skip
+        return build_parts(compose([*SMALL, *overrides]) | nodes, Data(**splits), "cpu")
+
+    return parts
+
+
+def flat(split: Split) -> Tensor:
+    """One number for each row, (rows,)."""
+    return split.x.mean(1)
+
+
+def column(split: Split) -> Tensor:
+    """One number for each row, (rows, 1)."""
+    return flat(split)[:, None]
+
+
+class Pair(nn.Module):
+    """Returns logits and something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.layer(x), x
+
+
+class FirstOfPair(nn.Module):
+    """A loss for it."""
+
+    def forward(self, outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs[0], targets)
+
+
+class Ten(nn.Module):
+    """Ten of the pixels, and nothing to train."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :10]
+
+
+def frozen() -> nn.Module:
+    return nn.Linear(784, 10).requires_grad_(False)
+
+
+def normalized() -> nn.Module:
+    return nn.Sequential(nn.Linear(784, 16), nn.BatchNorm1d(16), nn.Linear(16, 10))
+
+
+def images() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 28, 28)), nn.Conv2d(1, 2, 5, stride=4), nn.BatchNorm2d(2),
+        nn.Flatten(), nn.LazyLinear(10),
+    )  # fmt: skip
+
+
+def nothing(parameters: Iterable[Tensor]) -> None:
+    """No optimizer."""
+
+
+class PerRow(nn.Module):
+    """A loss that forgot its mean."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+class Squares(nn.Module):
+    """A mean square, which broadcasts what it is given."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs - targets) ** 2).mean()
+
+
+class Distances(nn.Module):
+    """Compares all rows with each other on purpose, and has a weight for each output."""
+
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(10))
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        weighted = outputs * self.weight
+        distances = (weighted[:, None] - weighted[None]).square().sum(2)
+        same = targets[:, None] == targets[None, :]
+        return (distances * same).mean()
+
+
+def square(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs - targets) ** 2).mean()
+
+
+OPTIMIZER = {"_partial_": True, "lr": 0.1}
+REGRESSION = ["model.out_features=1"]
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a tuple": ({"model": here("Pair")}, "returns a tuple, and loss._target_=torch.nn.CrossEntro"),
+    "no parameters": ({"model": here("Ten")}, "has no parameters, so there is nothing to train"),
+    "all frozen": ({"model": here("frozen")}, "all its parameters are frozen"),
+    "a closure": (
+        {"optimizer": {"_target_": "torch.optim.LBFGS", **OPTIMIZER}},
+        "optimizer._target_=torch.optim.LBFGS: its step requires a closure",
+    ),
+    "sparse gradients": (
+        {"optimizer": {"_target_": "torch.optim.SparseAdam", **OPTIMIZER}},
+        "needs sparse gradients",
+    ),
+    "no optimizer": (
+        {"optimizer": here("nothing", _partial_=True)},
+        "returned a NoneType; return a torch.optim.Optimizer",
+    ),
+    "BatchNorm's last row": (
+        {"model": here("normalized"), "overrides": ["loader.batch_size=29"]},
+        "loader.batch_size=29: 320 rows leave a last batch of one row",
+    ),
+    "BatchNorm's only row": (
+        {"model": here("normalized"), "overrides": ["loader.batch_size=1"]},
+        "loader.batch_size=1: 320 rows leave a last batch of one row",
+    ),
+    "weights for other classes": (
+        {"loss": torch_loss("CrossEntropyLoss", weight=[1.0, 2.0, 0.5])},
+        "loss.weight: has 3 weights, and the model 10 outputs",
+    ),
+    "a loss for each row": ({"loss": here("PerRow")}, "returns a tensor of shape (2,) for a batch"),
+    "no reduction": (
+        {"loss": torch_loss("CrossEntropyLoss", reduction="none")}, "use loss.reduction=mean",
+    ),
+    "a function for a loss": (
+        {"loss": here("square", _partial_=True)}, "expected a torch.nn.Module",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_they_are_refused_in_one_line(name: str, parts: Build) -> None:
+    nodes, line = REFUSED[name]
+    with pytest.raises(UsageError, match=re.escape(line)) as raised:
+        parts(**nodes)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["MSELoss", "L1Loss", "SmoothL1Loss", "HuberLoss", "PoissonNLLLoss", "KLDivLoss",
+     "SoftMarginLoss", "HingeEmbeddingLoss"],
+)  # fmt: skip
+def test_a_loss_of_torch_that_would_compare_each_row_with_all_is_refused(
+    loss: str, parts: Build
+) -> None:
+    line = f"loss._target_=torch.nn.{loss}: takes outputs and targets of one shape, not outputs " \
+           "(rows, 1) and targets (rows,); give the targets a second dimension"  # fmt: skip
+    with pytest.raises(UsageError, match=re.escape(line)):
+        parts(REGRESSION, flat, loss=torch_loss(loss))
+    parts(REGRESSION, column, loss=torch_loss(loss))
+
+
+def test_a_loss_of_ones_own_that_compares_each_row_with_all_is_told(
+    parts: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts(REGRESSION, flat, loss=here("Squares"))
+    # and that means over batches are by rows, since the loss is no mean over them
+    told, _ = capsys.readouterr().err.splitlines()
+    assert "broadcasts (rows, 1) and (rows,) to (rows, rows)" in told
+
+
+def test_a_loss_of_ones_own_that_means_to_compare_is_not_told(
+    parts: Build, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts(REGRESSION, column, loss=here("Squares"))
+    assert capsys.readouterr().err == ""
+    parts(loss=here("Distances"))
+    assert "broadcasts" not in capsys.readouterr().err
+
+
+def test_a_batch_of_one_row_that_training_does_not_get_to_is_fine(parts: Build) -> None:
+    parts(["loader.batch_size=29", "loader.drop_last=true"], model=here("normalized"))
+    parts(["loader.batch_size=30"], model=here("normalized"))
+    parts(["loader.batch_size=29"])  # no BatchNorm
+
+
+def test_looking_for_a_batch_of_one_row_changes_no_statistic(parts: Build) -> None:
+    """One image is enough for BatchNorm2d, which is tried."""
+    model = parts(["loader.batch_size=29"], model=here("images")).model
+    assert {name: buffer.sum() for name, buffer in model.named_buffers()} == {
+        "2.running_mean": 0, "2.running_var": 2, "2.num_batches_tracked": 0,
+    }  # fmt: skip
+
+
+def test_a_tuple_goes_to_a_loss_that_takes_one(
+    compose: Compose, tiny: Data, tmp_path: Path
+) -> None:
+    nodes = {"model": here("Pair"), "loss": here("FirstOfPair")}
+    assert go_on(tmp_path / "run", compose(SMALL) | nodes, tiny) == "finished"
+    assert "accuracy/valid" not in record(tmp_path / "run")["metrics"]["last"]
+
+
+def test_class_weights_are_a_list(compose: Compose, tiny: Data, tmp_path: Path) -> None:
+    weights = [1.0, 2.0, 0.5, 1, 1, 1, 1, 1, 1, 1]
+    config = compose(SMALL) | {"loss": torch_loss("CrossEntropyLoss", weight=weights)}
+    weight = build_loss(config).weight
+    assert isinstance(weight, Tensor)
+    assert weight.dtype == torch.float32
+    assert weight.tolist() == weights
+    go_on(tmp_path / "run", config, tiny)
+    load_run(tmp_path / "run")
+
+
+def test_an_optimizer_of_torch_that_steps_without_a_closure_is_built(parts: Build) -> None:
+    skipped = (LBFGS, torch.optim.SparseAdam, torch.optim.Muon)  # Muon takes matrices only
+    kinds = [kind for kind in vars(torch.optim).values() if isinstance(kind, type)
+             and issubclass(kind, Optimizer) and kind not in (Optimizer, *skipped)]  # fmt: skip
+    assert len(kinds) > 8
+    for kind in kinds:
+        target = f"torch.optim.{kind.__name__}"
+        parts(["scheduler=constant"], optimizer={"_target_": target, **OPTIMIZER})
