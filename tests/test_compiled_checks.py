@@ -4,6 +4,7 @@ Nothing here is compiled: a package is replaced by its graph, run eagerly.
 """
 
 import itertools
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,10 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._pytree import tree_structure, tree_unflatten
 
+from experiments.compiled import compiler
 from experiments.compiled import steps as compiled
 from experiments.compiled.steps import CompiledSteps
+from experiments.compiled.trace import trace
 from experiments.data import Split
 from experiments.data.loaders import Batch, BatchRows, TensorLoader
 from experiments.errors import UsageError
@@ -162,6 +165,26 @@ def test_a_graph_that_would_be_too_large_has_fewer_steps(
     assert len(steps.traced[0].graph.nodes) <= 200
     rows = sum(len(result.lrs) * result.rows for result in steps.take(0, 0))
     assert rows == ROWS
+
+
+def test_a_graph_reaches_the_compilers_process_with_all_its_operations() -> None:
+    # a pickled GraphModule executes those without a tensor as input while it is read
+    def steps(x: Tensor) -> Tensor:
+        return x * torch.tensor([2.0, 3.0]) + torch.randn(2) + torch.zeros(2)
+
+    graph = trace(steps, (torch.ones(2),))
+    nodes = pickle.loads(pickle.dumps([compiler.to_plain(node) for node in graph.graph.nodes]))
+    read = compiler.from_plain(nodes, dict(graph.state_dict()))
+    assert [n.target for n in read.graph.nodes] == [n.target for n in graph.graph.nodes]
+    torch.manual_seed(1)
+    expected = graph(torch.ones(2))
+    torch.manual_seed(1)
+    assert torch.equal(read(torch.ones(2)), expected)
+
+
+def test_memory_that_stands_for_data_may_exceed_what_there_is() -> None:
+    spec = compiler.Spec((2**22, 2**20), (2**20, 1), torch.float32, torch.device("cpu"))
+    assert compiler.stand_in(spec).shape == spec.shape  # 16 TiB
 
 
 # Hooks

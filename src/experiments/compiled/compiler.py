@@ -15,15 +15,17 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves
 
 from experiments.errors import Interrupted
+from experiments.interrupt import STOP_SIGNALS
 
 POLL_SECONDS = 0.05
 TERMINATE_SECONDS = 10  # for the C++ compiler to delete what it has written in part
@@ -42,12 +44,27 @@ class Spec(NamedTuple):
     device: torch.device
 
 
-class Task(NamedTuple):
-    """A graph to compile, and torch's settings. operations: the graph's, which must all arrive."""
+@dataclass(frozen=True)
+class Name:
+    """A reference to a node of the graph; of an operation, its namespace, name and overload."""
 
-    graph: torch.fx.GraphModule
-    operations: list[str]
-    specs: Any  # the inputs as a nest of Spec
+    parts: tuple[str, ...]
+
+
+# op, target, args, kwargs and name of a node, in which nodes and operations are Name
+PlainNode = tuple[str, Any, Any, Any, str]
+
+
+class Task(NamedTuple):
+    """A graph to compile, in parts that can be pickled, and torch's settings.
+
+    A pickled GraphModule would not do: it is read by tracing its code, which executes operations
+    without a tensor as input, draws from a random generator among them.
+    """
+
+    nodes: list[PlainNode]
+    constants: dict[str, Any]
+    specs: list[Spec]
     output: str
     options: dict[str, Any]
     threads: int
@@ -71,9 +88,12 @@ def compile_package(
     Raises Interrupted after a signal, with nothing left running and no output, and CompilerFailed.
     """
     task = Task(
-        graph,
-        operations(graph),
-        tree_map(lambda t: Spec(tuple(t.shape), t.stride(), t.dtype, t.device), inputs),
+        [to_plain(node) for node in graph.graph.nodes],
+        {
+            str(node.target): getattr(graph, str(node.target))
+            for node in graph.graph.find_nodes(op="get_attr")
+        },
+        [Spec(tuple(t.shape), t.stride(), t.dtype, t.device) for t in tree_leaves(inputs)],
         str(output),
         options,
         torch.get_num_threads(),
@@ -149,9 +169,9 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def block_signals() -> Any:
-    """Let SIGINT and SIGTERM wait until the end of the block."""
-    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+def block_signals() -> Iterator[None]:
+    """Let stop signals wait until the end of the block."""
+    previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -209,25 +229,51 @@ def execute(content: bytes) -> str | None:
 
     try:
         task: Task = pickle.loads(content)
+        graph = from_plain(task.nodes, task.constants)
     except Exception:
-        return None
-    if operations(task.graph) != task.operations:
         return None
     torch.set_num_threads(task.threads)
     torch.set_float32_matmul_precision(task.matmul_precision)
     torch.set_deterministic_debug_mode(task.deterministic)
     try:
-        inputs = tree_map(stand_in, task.specs, is_leaf=lambda spec: isinstance(spec, Spec))
-        compile_graph(task.graph, inputs, Path(task.output), task.options)
+        inputs = tuple(stand_in(spec) for spec in task.specs)
+        compile_graph(graph, inputs, Path(task.output), task.options)
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:MAX_REPLY]
     return ""
 
 
-def operations(graph: torch.fx.GraphModule) -> list[str]:
-    """The names of a graph's tensor operations, in order."""
-    targets = (node.target for node in graph.graph.nodes)
-    return [str(target) for target in targets if isinstance(target, torch._ops.OpOverload)]
+def to_plain(node: torch.fx.Node) -> PlainNode:
+    """A node in parts that can be pickled."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, _, name = target._schema.name.partition("::")
+        target = Name((namespace, name, target._overloadname))
+    args, kwargs = map_nodes((node.args, node.kwargs), lambda other: Name((other.name,)))
+    return node.op, target, args, kwargs, node.name
+
+
+# torch's type for its second argument has only what a graph can hold
+map_nodes = cast(Callable[[Any, Callable[[torch.fx.Node], Any]], Any], torch.fx.map_arg)
+
+
+def from_plain(nodes: list[PlainNode], constants: dict[str, Any]) -> torch.fx.GraphModule:
+    """The graph of some nodes, as a function of all its input tensors, one after the other.
+
+    Raises AttributeError if an operation is not known here.
+    """
+    graph, made = torch.fx.Graph(), dict[str, torch.fx.Node]()
+
+    def resolve(value: Any) -> Any:
+        return made[value.parts[0]] if isinstance(value, Name) else value
+
+    for op, target, args, kwargs, name in nodes:
+        if isinstance(target, Name):
+            namespace, operation, overload = target.parts
+            target = getattr(getattr(getattr(torch.ops, namespace), operation), overload)
+        args, kwargs = torch.fx.node.map_aggregate((args, kwargs), resolve)
+        made[name] = graph.create_node(op, target, args, kwargs, name)
+    return torch.fx.GraphModule(constants, graph)
 
 
 def stand_in(spec: Spec) -> Tensor:

@@ -161,7 +161,9 @@ def take_eager_steps(checked: Checked, calls: list[Tensor]) -> Values:
                 t.copy_(saved[name])
         now = dict([*checked.module.named_parameters(), *checked.module.named_buffers()])
         for part, buffers in holders:
-            part._buffers.update(buffers)
+            for name, buffer in buffers.items():
+                if part._buffers[name] is not buffer:
+                    part._buffers[name] = buffer
     for name, t in tensors.items():
         if now.get(name) is not t or t.data_ptr() != places[name]:
             raise UsageError(

@@ -107,7 +107,7 @@ def check_modules(module: nn.Module) -> None:
                    f"{hook_name(hook)}")  # fmt: skip
     for name, part in module.named_modules():
         for kind in BACKWARD_HOOKS:
-            for hook in vars(part)[kind].values():
+            for hook in (getattr(part, kind, None) or {}).values():
                 refuse(name, f"the compiled step would not call its backward hook "
                        f"{hook_name(hook)}")  # fmt: skip
 
@@ -133,7 +133,7 @@ def observed_forward_hooks(root: str, module: nn.Module) -> Iterator[None]:
 
     for name, part in module.named_modules():
         for kind in FORWARD_HOOKS:
-            hooks = vars(part)[kind]
+            hooks = getattr(part, kind, None) or {}
             for number, hook in hooks.items():
                 if not str(getattr(hook, "__module__", "")).startswith("torch."):
                     observed.append((hooks, number, hook))

@@ -184,13 +184,13 @@ def check_against_eager(graph: torch.fx.GraphModule, package: Any, inputs: tuple
 def duration(nodes: int) -> str:
     """How long compiling a graph of so many nodes takes, in words.
 
-    The lower figure is processor time, measured once torch's headers are precompiled (8 s, once for
-    all); the upper one is twice as much. Measured with torch 2.13 on one core of an AMD EPYC, with
-    the headers: an MLP of one, two and eight steps, 109, 197 and 725 nodes, 21, 19 and 36 s; two
-    steps of a conv net, 367, 27 s; a GRU over 8 and 32 characters, 673 and 1945, 31 and 57 s; two
-    steps of six transformer layers, 5109, 127 s. So 18 s and 0.021 s for each node.
+    The lower figure is processor time once torch's headers are precompiled, which takes 8 s, once
+    for all; the upper one is twice as much. Measured with torch 2.13 on one core of an AMD EPYC,
+    with the headers: an MLP of one, two and eight steps, of 109, 197 and 725 nodes, 20, 21 and 29
+    s; two steps of a conv net, 367, 27 s; a GRU over 8, 32 and 64 characters, 673, 1945 and 3641,
+    26, 49 and 77 s; six transformer layers, 2863, 65 s. So 18 s and 0.0165 s for each node.
     """
-    seconds = 10 + 0.021 * nodes
+    seconds = 10 + 0.0165 * nodes
     low, high = round(seconds, -1), round(2 * seconds, -1)
     if low < 100:
         return f"{low:.0f} to {high:.0f} seconds"

@@ -20,7 +20,7 @@ from experiments.compiled.eligibility import check_loader, check_modules, check_
 from experiments.compiled.package import cache_key, compile_once, load, on_threads
 from experiments.compiled.python_state import PythonState
 from experiments.compiled.trace import GraphTooLarge, count_flops, count_nodes, same_graph, trace
-from experiments.compiled.updates import Update, find_update
+from experiments.compiled.updates import find_update, optimizer_states
 from experiments.data.loaders import TensorLoader, gather
 from experiments.errors import UsageError
 from experiments.training.fit import EagerSteps, Scheduler
@@ -311,16 +311,6 @@ class CompiledSteps:
             for p, grad, state in zip(parameters, summed, states, strict=True)
         ]
         return [p for p, _ in pairs], [state for _, state in pairs]
-
-
-def optimizer_states(
-    opt: Optimizer, update: Update, parameters: list[Tensor]
-) -> list[dict[str, Tensor]]:
-    """The optimizer's state of each parameter, initialized in `opt` if it has none yet."""
-    for p in parameters:
-        if not opt.state[p]:
-            opt.state[p].update(update.init_state(opt.param_groups[0], p))
-    return [dict(opt.state[p]) for p in parameters]
 
 
 class ModelWithLoss(nn.Module):

@@ -128,3 +128,13 @@ def find_update(opt: Optimizer) -> Update:
                 "support it; remove it or use trainer.compile=false"
             )
     return UPDATES[kind]
+
+
+def optimizer_states(
+    opt: Optimizer, update: Update, parameters: list[Tensor]
+) -> list[dict[str, Tensor]]:
+    """The optimizer's state of each parameter, initialized in `opt` if it has none yet."""
+    for p in parameters:
+        if not opt.state[p]:
+            opt.state[p].update(update.init_state(opt.param_groups[0], p))
+    return [dict(opt.state[p]) for p in parameters]
