@@ -19,7 +19,7 @@ from conftest import PATIENCE, WATCHED, FinishedRun
 from experiments.config import schema
 from experiments.config.compose import CONF
 from experiments.config.cuda import cuda_devices
-from experiments.config.slips import list_options
+from experiments.config.search_path import list_options
 from experiments.directory.metrics import read_metrics
 
 Completed = subprocess.CompletedProcess[str]
@@ -191,6 +191,20 @@ def test_every_command_in_the_help_composes(
     for command in commands:
         words = [word for word in shlex.split(command) if "=" in word]
         compose([re.sub(r",.*", "", word) for word in words])
+
+
+def test_help_waits_for_no_other_package() -> None:
+    command = "import sys; from experiments.__main__ import main; sys.argv[1:] = ['--help']; main()"
+    command += "; print(sorted({'hydra', 'omegaconf', 'yaml'} & set(sys.modules)))"
+    completed = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("flag", ["-mh", "--hel"])
+def test_an_abbreviated_help_flag_is_one(flag: str, watched: Command) -> None:
+    assert watched(flag).stdout == watched("--help").stdout
 
 
 def test_help_lists_the_options_of_a_config_dir_too(watched: Command, tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.__main__ import sweep_directory
-from experiments.config.compose import CONF
+from experiments.config.arguments import sweep_directory
+from experiments.config.compose import CONF, CONFIG_ERRORS
 from experiments.config.cuda import cuda_devices
 from experiments.config.names import flatten, quote_value, suggest
 from experiments.config.rules import choice, list_of, number, or_null
 from experiments.config.schema import GROUPS, SCHEMA, check_value
-from experiments.config.slips import CONFIG_ERRORS, explain, list_options
+from experiments.config.search_path import list_options
+from experiments.config.slips import explain
 from experiments.errors import UsageError
 
 Compose = Callable[[list[str]], dict[str, Any]]

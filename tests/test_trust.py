@@ -22,7 +22,7 @@ from experiments import __main__ as entrypoint
 from experiments import evaluate, job, load_run, reproduce
 from experiments.config import schema
 from experiments.config.compose import CONF
-from experiments.config.slips import list_options
+from experiments.config.search_path import list_options
 from experiments.data import Data
 from experiments.directory.checkpoints import Checkpoints, serialize
 from experiments.directory.git import git_state

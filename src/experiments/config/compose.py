@@ -4,34 +4,31 @@ import contextlib
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.config import resolvers, secrets
-from experiments.config.names import rename_moved_targets, run_name
-from experiments.config.plain import plain
-from experiments.config.references import Reference, references, referred_roots, resolvers_used
-from experiments.config.schema import check
+from experiments.config.names import run_name
 from experiments.config.search_path import CONF as CONF  # re-exported
-from experiments.config.search_path import make_conf_importable, set_entries
-from experiments.config.slips import CONFIG_ERRORS, explain
+from experiments.config.search_path import config_directories, make_conf_importable, set_entries
+
+if TYPE_CHECKING:
+    from experiments.config.references import Reference
+
+# what composing and resolving a config raise (ValueError: for an override such as "=3")
+CONFIG_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)
 
 # OmegaConf looks its loader up by this name; libyaml's is the same in C.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
 # used in hydra.sweep.subdir, so that every launcher gives runs the same names
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-
-
-def config_directories(args: Namespace) -> list[Path]:
-    """The directories with options: conf/, then --config-path and --config-dir."""
-    return [CONF, *(Path(name).absolute() for name in (args.config_path, args.config_dir) if name)]
 
 
 def initialize(args: Namespace) -> None:
@@ -62,10 +59,19 @@ def compose_unresolved(args: Namespace, overrides: list[str]) -> DictConfig:
     """The config of a command line as composed by Hydra, including the `hydra` node. Raises
     UsageError if it cannot be composed.
     """
-    try:
+    with explained(args, overrides):
         initialize(args)
         return hydra.compose(args.config_name or "config", overrides, return_hydra_config=True)
+
+
+@contextlib.contextmanager
+def explained(args: Namespace, overrides: list[str]) -> Iterator[None]:
+    """Convert what composing or resolving a config raises to a UsageError of one line."""
+    try:
+        yield
     except CONFIG_ERRORS as error:
+        from experiments.config.slips import explain
+
         raise explain(error, config_directories(args), overrides) from error
 
 
@@ -89,6 +95,13 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
     Returns plain dicts, lists and scalars: the config that a run saves and is built from. Secrets
     stay references. Raises UsageError for the first value that violates a rule.
     """
+    # not needed by `--cfg`, nor by a config that cannot be composed
+    from experiments.config import resolvers, secrets
+    from experiments.config.names import rename_moved_targets
+    from experiments.config.plain import plain
+    from experiments.config.references import references, referred_roots, resolvers_used
+    from experiments.config.schema import check
+
     job = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     raw = OmegaConf.to_container(job)
     found = list(references(raw))
@@ -99,6 +112,8 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
         with hydra_settings(composed) if "hydra" in used else contextlib.nullcontext():
             config = OmegaConf.to_container(job, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
+        from experiments.config.slips import explain
+
         raise explain(error, [], []) from None
     assert isinstance(config, dict)
     if variables := secrets.secret_variables(found):
@@ -113,8 +128,10 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
     return checked
 
 
-def hydra_references(composed: DictConfig) -> list[Reference]:
+def hydra_references(composed: DictConfig) -> "list[Reference]":
     """The interpolations in a composed config's `hydra` node, in a directory's name, say."""
+    from experiments.config.references import references
+
     if "hydra" not in composed:
         return []
     return list(references(OmegaConf.to_container(composed.hydra), ("hydra",)))

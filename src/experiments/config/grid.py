@@ -13,8 +13,14 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.config import resolvers
-from experiments.config.compose import compose_unresolved, config_directories, enter, initialize
-from experiments.config.slips import CONFIG_ERRORS, explain
+from experiments.config.compose import (
+    CONFIG_ERRORS,
+    compose_unresolved,
+    enter,
+    explained,
+    initialize,
+)
+from experiments.config.slips import explain
 from experiments.errors import UsageError
 
 SWEEPERS = ("basic", "tpe")  # whose hydra.sweeper.params are read here; others read them
@@ -28,11 +34,9 @@ def override_parser(args: Namespace) -> OverridesParser:
 
 def parse_grid(args: Namespace, words: list[str]) -> list[tuple[Override, list[str]]]:
     """Each override with its swept values, as from `swept_values`. Raises UsageError."""
-    try:
+    with explained(args, words):
         overrides = override_parser(args).parse_overrides(words)
         return [(override, swept_values(override)) for override in overrides]
-    except CONFIG_ERRORS as error:
-        raise explain(error, config_directories(args), words) from error
 
 
 def first_values(grid: list[tuple[Override, list[str]]]) -> list[str]:

@@ -1,6 +1,5 @@
 """Formatting and parsing the names of keys, values, options, runs and moved modules."""
 
-import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 MAX_NAME_BYTES = 200  # file systems allow 255, and suffixes are added
 
 # What Hydra takes as a value without quotes, and what has a meaning in a value.
-PLAIN = re.compile(r"[\w./:+\-%@?*|$, ]*", re.ASCII)
+PLAIN = r"(?a:[\w./:+\-%@?*|$, ]*)"
 STRUCTURE = re.compile(r"[\[\](){}'\"\\]")
 PATHS = ("data.path", "hydra.run.dir", "hydra.sweep.dir")
 
@@ -56,14 +55,14 @@ def quote_value(word: str) -> str:
     it otherwise; that of any other key is left as it is.
     """
     key, _, value = word.partition("=")
-    if PLAIN.fullmatch(value):
+    if re.fullmatch(PLAIN, value):
         return word
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
 
     parts = value.split(",")
-    if STRUCTURE.search(value):
+    if re.search(STRUCTURE, value):
         if key not in PATHS or len(parts) > 1 or value[0] in "'\"[{":
             return word
         try:
@@ -72,7 +71,7 @@ def quote_value(word: str) -> str:
         except HydraException:
             pass
     quoted = [
-        part if PLAIN.fullmatch(part) else QuotedString(part, Quote.single).with_quotes()
+        part if re.fullmatch(PLAIN, part) else QuotedString(part, Quote.single).with_quotes()
         for part in parts
     ]
     return f"{key}={','.join(quoted)}"
@@ -109,6 +108,8 @@ def run_name(overrides: str) -> str:
     name = re.sub(r"[^\w.,=+\-\[\]]", "_", overrides)
     if name == overrides and name.strip(".") and len(name.encode()) <= MAX_NAME_BYTES:
         return name
+    import hashlib  # it loads OpenSSL
+
     digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
     return f"{name.encode()[:MAX_NAME_BYTES].decode(errors='ignore')}-{digest}"
 

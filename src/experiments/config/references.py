@@ -6,14 +6,15 @@ from typing import Any, NamedTuple
 
 # A `$` after an odd number of backslashes is escaped: plain text. A name before a colon is a
 # resolver's.
-REFERENCE = re.compile(
+REFERENCE = (
     r"(?<!\\)(?:\\\\)*\$\{\s*(?P<dots>\.*)\[?"
     r"(?![\w.]+\s*:)(?P<root>[^\s.\[\]{}:,$]+)(?=\s*[.\[\]}])"
 )
-RESOLVER = re.compile(r"\$\{\s*([\w.]+)\s*:")
+RESOLVER = r"\$\{\s*([\w.]+)\s*:"
 # resolvers whose first argument is the name of a key
-KEY_ARGUMENT = re.compile(
-    r"\$\{\s*oc\.(?:select|deprecated|dict\.keys|dict\.values)\s*:\s*['\"]?(?P<root>[^\s.\[\]{}:,$'\"]+)"
+KEY_ARGUMENT = (
+    r"\$\{\s*oc\.(?:select|deprecated|dict\.keys|dict\.values)\s*:"
+    r"\s*['\"]?(?P<root>[^\s.\[\]{}:,$'\"]+)"
 )
 
 
@@ -41,17 +42,17 @@ def referred_roots(found: Iterable[tuple[tuple[Any, ...], str]]) -> set[str]:
     """The root keys that interpolations refer to, also relative ones and arguments of resolvers."""
     roots = set()
     for path, text in found:
-        for match in REFERENCE.finditer(text):
+        for match in re.finditer(REFERENCE, text):
             dots, root = len(match["dots"]), match["root"]
             if dots:  # one dot is the node that holds the text, each further one its parent
                 holder = path[: len(path) - dots]
                 roots.add(str(holder[0]) if holder else root)
             else:
                 roots.add(root)
-        roots |= {match["root"] for match in KEY_ARGUMENT.finditer(text)}
+        roots |= {match["root"] for match in re.finditer(KEY_ARGUMENT, text)}
     return roots
 
 
 def resolvers_used(found: Iterable[Reference]) -> set[str]:
     """The names of the resolvers that texts call."""
-    return {name for _, text in found for name in RESOLVER.findall(text)}
+    return {name for _, text in found for name in re.findall(RESOLVER, text)}

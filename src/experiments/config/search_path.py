@@ -5,8 +5,12 @@ sweep, a launcher's process, `--cfg`) finds the same files in the same order.
 """
 
 import sys
+from argparse import Namespace
+from collections.abc import Iterable
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+
+from experiments.errors import UsageError
 
 PACKAGE = Path(__file__).parents[1]
 # A wheel has conf/ inside the package; a clone or an editable install has it at the top level.
@@ -14,6 +18,28 @@ CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parents[1] /
 
 # (provider, path) of what the command line adds; empty for other programs that use Hydra
 entries: list[tuple[str, str]] = []
+
+
+def config_directories(args: Namespace) -> list[Path]:
+    """The directories with options: conf/, then --config-path and --config-dir. Raises UsageError
+    if the last is none.
+    """
+    if args.config_dir and not Path(args.config_dir).is_dir():
+        raise UsageError(f"--config-dir {args.config_dir}: no such directory")
+    return [CONF, *(Path(name).absolute() for name in (args.config_path, args.config_dir) if name)]
+
+
+def list_options(directories: Iterable[Path]) -> dict[str, list[str]]:
+    """The options of every group in config directories: `{"optimizer": ["adam", ...]}`; a group
+    inside another one is named like `model/net`. Without Hydra's own groups.
+    """
+    options: dict[str, set[str]] = {}
+    for directory in directories:
+        for file in (*directory.glob("*/*.yaml"), *directory.glob("*/*/*.yaml")):
+            group = file.relative_to(directory).parent.as_posix()
+            if not group.startswith(("hydra/", ".")) and group != "hydra":
+                options.setdefault(group, set()).add(file.stem)
+    return {group: sorted(names) for group, names in sorted(options.items())}
 
 
 def set_entries(config_dir: str | None, config_path: str | None) -> None:

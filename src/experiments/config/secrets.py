@@ -17,14 +17,13 @@ from typing import Any
 from experiments.config.resolvers import register
 from experiments.errors import UsageError
 
-LOOKS_SECRET = re.compile(
-    r"(?:^|[_\-.])(?:token|password|passwd|passphrase|pwd|secret|credentials?|auth|"
-    r"(?:api|access|private|secret)[_\-]?key|apikey)s?(?:$|[_\-.])",
-    re.IGNORECASE,
+LOOKS_SECRET = (
+    r"(?i)(?:^|[_\-.])(?:token|password|passwd|passphrase|pwd|secret|credentials?|auth|"
+    r"(?:api|access|private|secret)[_\-]?key|apikey)s?(?:$|[_\-.])"
 )
 # a reference to the environment as a config has it, and as a saved config does
-IN_CONFIG = re.compile(r"\$\{\s*(oc\.env|secret)\s*:\s*['\"]?(\w+)['\"]?[^{}]*\}")
-SAVED = re.compile(r"\$\{secret:(\w+)\}")
+IN_CONFIG = r"\$\{\s*(oc\.env|secret)\s*:\s*['\"]?(\w+)['\"]?[^{}]*\}"
+SAVED = r"\$\{secret:(\w+)\}"
 MIN_REDACTED = 4  # characters: shorter values also occur by chance in messages
 
 # names of secrets by their values, so that messages can leave these out
@@ -68,9 +67,9 @@ def secret_variables(texts: Sequence[tuple[tuple[Any, ...], str]]) -> dict[str, 
     """
     found: dict[str, str] = {}
     for path, text in texts:
-        for resolver, name in IN_CONFIG.findall(text):
+        for resolver, name in re.findall(IN_CONFIG, text):
             named = [name, *(str(key) for key in path[-1:])]
-            secret = resolver == "secret" or any(map(LOOKS_SECRET.search, named))
+            secret = resolver == "secret" or any(re.search(LOOKS_SECRET, word) for word in named)
             if secret and os.environ.get(name):
                 found[os.environ[name]] = name
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
@@ -87,7 +86,7 @@ def require(node: Any, key: str) -> None:
         for i, value in enumerate(node):
             require(value, f"{key}.{i}")
     elif isinstance(node, str):
-        for name in SAVED.findall(node):
+        for name in re.findall(SAVED, node):
             register(["secret"])
             if name not in os.environ:
                 raise UsageError(

@@ -5,13 +5,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.names import flatten, suggest
-from experiments.config.resolvers import BUILT_IN
 from experiments.config.schema import GROUPS, SCHEMA
+from experiments.config.search_path import list_options
 from experiments.errors import UsageError
 
 # the packages that bring options of Hydra's own groups
@@ -22,19 +21,6 @@ PLUGINS = {
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
 }
-
-
-def list_options(directories: Iterable[Path]) -> dict[str, list[str]]:
-    """The options of every group in config directories: `{"optimizer": ["adam", ...]}`; a group
-    inside another one is named like `model/net`. Without Hydra's own groups.
-    """
-    options: dict[str, set[str]] = {}
-    for directory in directories:
-        for file in (*directory.glob("*/*.yaml"), *directory.glob("*/*/*.yaml")):
-            group = file.relative_to(directory).parent.as_posix()
-            if not group.startswith(("hydra/", ".")) and group != "hydra":
-                options.setdefault(group, set()).add(file.stem)
-    return {group: sorted(names) for group, names in sorted(options.items())}
 
 
 def explain(error: Exception, directories: Iterable[Path], overrides: list[str]) -> UsageError:
@@ -134,6 +120,8 @@ def _explain_interpolation(error: BaseException, text: str) -> str | None:
     if found := re.search(r"Interpolation key '([^']+)' not found full_key: (\S+)", text):
         return f"{found[2]}=${{{found[1]}}}: there is no key {found[1]}"
     if found := re.search(r"Unsupported interpolation type (\S+)", text):
+        from experiments.config.resolvers import BUILT_IN
+
         hint = suggest(found[1], [*BUILT_IN, "oc.env", "oc.decode", "hydra", "now"], show_all=False)
         hint = hint or "; register it in a module and pass --resolvers MODULE"
         return f"{key}=${{{found[1]}:...}}: there is no resolver {found[1]}{hint}"
@@ -179,7 +167,3 @@ def _nearest_key(
             assert isinstance(root, dict)
             return suggest(key, (known for known, _ in flatten(root)), show_all=False)
     return suggest(key, SCHEMA)
-
-
-# What composing raises for a usage error (ValueError: an override such as "=3").
-CONFIG_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError)

@@ -1,5 +1,6 @@
 """Reads the saved config of an untrusted run directory without executing anything."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def check_plain(node: object) -> None:
     elif isinstance(node, list):
         for value in node:
             check_plain(value)
-    elif isinstance(node, str) and "${" in SAVED.sub("", node):
+    elif isinstance(node, str) and "${" in re.sub(SAVED, "", node):
         raise ValueError(f"it has an unresolved reference, {node}")
     elif not isinstance(node, str | int | float | None):
         raise ValueError(f"it contains a {type(node).__name__}")

@@ -1,6 +1,7 @@
 """The jobs of a sweep: config, directory and progress of each. Imports no torch."""
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import escape
@@ -149,7 +150,7 @@ def places(directory: Path, composed: DictConfig, continuation: Continuation) ->
         raise UsageError(f"hydra.sweep.subdir={name}: expected a path below the sweep's directory")
     first = directory / name
     overrides = cast(dict[str, Any], OmegaConf.to_container(composed.hydra.job))["override_dirname"]
-    by_overrides = not RESOLVER.search(overrides) and run_name(
+    by_overrides = not re.search(RESOLVER, overrides) and run_name(
         composed.hydra.job.override_dirname
     ) == str(name)
     if by_overrides and continuation.config(first) is None and not first.exists():
@@ -182,7 +183,7 @@ def changed_references(
     written = {
         key: value
         for key, value in flatten(cast(dict[str, Any], OmegaConf.to_container(composed)))
-        if isinstance(value, str) and RESOLVER.search(value)
+        if isinstance(value, str) and re.search(RESOLVER, value)
     }
     now = dict(flatten(config))
     for path in others if written.keys() & now.keys() else ():
