@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     # arguments: number of epochs, number of batches per epoch
     ProgressMaker = Callable[[int, int], Progress]
 
-_frozen = False  # whether the objects from start-up are exempt from garbage collection
+_warm = False  # whether a run of this process has ended
 
 
 def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
@@ -170,6 +170,12 @@ def run_in_sweep(config: DictConfig) -> float:
     whichever is worse, for a diverged one.
     """
     resolvers.load_modules()
+    value = _value_of(config)
+    collect_garbage()
+    return value
+
+
+def _value_of(config: DictConfig) -> float:
     try:
         return run(config)
     except Diverged:
@@ -219,7 +225,7 @@ def execute(
     epochs: stop after this many epochs, if fewer than the config's.
     progress: makes the progress reporter; None selects one that suits standard output.
     """
-    collect_garbage()
+    exempt_startup()
     try:
         with Interrupt() as interrupt:
             data = load_data(config)
@@ -257,18 +263,23 @@ def execute(
     return best
 
 
-def collect_garbage() -> None:
-    """Free what the previous run in this process left in reference cycles, such as the model that a
-    failed one's exception refers to. The first call of a process exempts the objects from start-up
-    instead, see __main__; freezing them again would keep such cycles for ever.
-    """
-    global _frozen
-    if _frozen:
-        gc.collect()
-    else:
-        _frozen = True
+def exempt_startup() -> None:
+    """Exempt the objects from start-up from garbage collection if it is off, see __main__."""
+    if not gc.isenabled():
         gc.freeze()
         gc.enable()
+
+
+def collect_garbage() -> None:
+    """Free what a run that has ended left in reference cycles, such as the model that a failed
+    one's exception refers to. The first call exempts the rest from later ones: what that run has
+    imported and cached. Exempted during a run, its cycles would stay for ever.
+    """
+    global _warm
+    gc.collect()
+    if not _warm:
+        gc.freeze()
+        _warm = True
 
 
 def summary(run_directory: record.Run) -> str:

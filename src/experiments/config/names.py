@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+# in the environment of a sweep and of its workers, where --keep-changed was given
+KEEP_CHANGED = "EXPERIMENTS_KEEP_CHANGED"
 MAX_NAME_BYTES = 200  # file systems allow 255, and suffixes are added
 
 # What Hydra takes as a value without quotes, and what has a meaning in a value.

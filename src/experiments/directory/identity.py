@@ -14,17 +14,14 @@ import re
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from experiments.config.names import flatten
+from experiments.config.names import KEEP_CHANGED, flatten
 
 # Their versions decide the bits of every run; others count where a run's own code imports them.
 COMPUTING = ("experiments", "numpy", "torch")
-# In the environment of a sweep and of its workers, where --keep-changed was given.
-KEEP_CHANGED = "EXPERIMENTS_KEEP_CHANGED"
 DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 OURS = ("experiments", "hydra_plugins")
 
@@ -40,6 +37,8 @@ def identify(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 @functools.cache  # a module that this process has imported stays as it was then
 def _identify(names: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    from importlib import metadata  # 10 ms, which the parent of a sweep need not wait for
+
     code, imported = own_modules(names)
     versions = {"python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in COMPUTING}
@@ -178,6 +177,8 @@ def is_installed(place: Path) -> bool:
 @functools.cache
 def distributions() -> Mapping[str, list[str]]:
     """The installed distributions of each top-level name that can be imported."""
+    from importlib import metadata
+
     return metadata.packages_distributions()
 
 

@@ -10,7 +10,6 @@ from argparse import Namespace
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from experiments import job
 from experiments.config.compose import compose, compose_unresolved, enter, explained, validate
 from experiments.config.grid import (
     first_values,
@@ -21,18 +20,16 @@ from experiments.config.grid import (
     sweeper_params,
     with_params,
 )
+from experiments.config.names import KEEP_CHANGED
 from experiments.config.schema import check_value, rule_for
-from experiments.directory.identity import KEEP_CHANGED
-from experiments.directory.paths import display_path
 from experiments.errors import Interrupted
-from experiments.sweeps import hydra_sweep, sweep
-from experiments.sweeps.pool import start_fork_server
+from experiments.sweeps.fork_server import start_fork_server
 
 IN_SWEEP = "hydra.mode=MULTIRUN"
 
 
 def check_grid(args: Namespace) -> tuple[DictConfig, list[Override]]:
-    """Validate every swept value; returns the config that the jobs share and the overrides.
+    """Validate every swept value; returns the first job's composed config and the overrides.
 
     Each value is checked on its own, with the first values of the other keys: against the schema
     if its key is there, else by composing the config. Raises UsageError.
@@ -57,7 +54,7 @@ def check_grid(args: Namespace) -> tuple[DictConfig, list[Override]]:
                 job = [*first_job[:position], assignment, *first_job[position + 1 :]]
                 compose(args, job, number=0)
     overrides = [override for override, _ in grid] + [parser.parse_override(IN_SWEEP)]
-    return shared_config(args, composed, overrides), overrides
+    return composed, overrides
 
 
 def launch_sweep(args: Namespace) -> None:
@@ -65,9 +62,17 @@ def launch_sweep(args: Namespace) -> None:
 
     Exits with 1 if a run failed, with 128 + the signal's number after a signal, else with 0.
     """
-    shared, overrides = check_grid(args)
+    composed, overrides = check_grid(args)
     if args.keep_changed:
         os.environ[KEEP_CHANGED] = "1"
+    choices = composed.hydra.runtime.choices
+    if (choices["hydra/launcher"], choices["hydra/sweeper"]) == ("workers", "basic"):
+        start_fork_server()  # first: it imports torch while this process imports the rest
+    from experiments import job
+    from experiments.directory.paths import display_path
+    from experiments.sweeps import hydra_sweep, sweep
+
+    shared = shared_config(args, composed, overrides)
     with explained(args, args.overrides):
         hydra_sweep.name_runs(shared)
         hydra_sweep.reject_intervals(shared, overrides)
@@ -77,9 +82,6 @@ def launch_sweep(args: Namespace) -> None:
     gc.enable()  # composed configs are full of reference cycles
     signal_number = 0
     with sweep.locked(directory):
-        choices = shared.hydra.runtime.choices
-        if (choices["hydra/launcher"], choices["hydra/sweeper"]) == ("workers", "basic"):
-            start_fork_server()  # early: it takes longer than instantiating Hydra's plugins
         failed = False
         try:
             with explained(args, args.overrides):

@@ -1,7 +1,6 @@
 """The pool of worker processes of a sweep. Imports no torch."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -18,12 +17,12 @@ from experiments.config.cuda import cuda_devices
 from experiments.directory import record
 from experiments.errors import UsageError
 from experiments.interrupt import STOP_SIGNALS, Interrupt
+from experiments.sweeps.fork_server import FORKING, worker_main
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.view import View
 
 POLL_SECONDS = 0.2
 FORK_SERVER_DIED = 255  # the exit code that multiprocessing then reports of every worker
-FORKING = multiprocessing.get_context("forkserver")
 
 
 @dataclass
@@ -197,21 +196,6 @@ class Pool:
         for worker in self.workers:
             worker.pipe.close()
         self.workers.clear()
-
-
-def start_fork_server() -> None:
-    """Start the fork server, which imports torch while the jobs are being composed."""
-    from multiprocessing import forkserver
-
-    FORKING.set_forkserver_preload(["experiments.sweeps.worker"])
-    forkserver.ensure_running()
-
-
-def worker_main(pipe: Connection, device: int | None) -> None:
-    """Entry point of a worker, defined here so that the parent need not import worker.py."""
-    from experiments.sweeps.worker import main
-
-    main(pipe, device)
 
 
 def default_size() -> int:

@@ -25,8 +25,9 @@ from experiments.errors import Interrupted, UsageError
 from experiments.interrupt import Interrupt
 from experiments.results.rows import collect
 from experiments.results.tables import save, table
+from experiments.sweeps.fork_server import start_fork_server
 from experiments.sweeps.jobs import CachedConfigLoader, Continuation, Job, job_return, place_job
-from experiments.sweeps.pool import Pool, default_size, never_prune, start_fork_server
+from experiments.sweeps.pool import Pool, default_size, never_prune
 from experiments.sweeps.view import make_view
 
 # Names of failed runs in this process, including those whose directory is unreadable.

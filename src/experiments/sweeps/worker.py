@@ -66,8 +66,7 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     JobRuntime.instance().set("name", "experiments")
     Plugins.instance()  # plugins and modules of the user's may register resolvers
     resolvers.load_modules()
-    job.collect_garbage()  # now: what a run's first call finds includes the run itself
-    warmed_up = False
+    job.exempt_startup()  # in a run, this would exempt the run, too
     while True:
         try:
             request, composed = parent.recv()
@@ -77,10 +76,7 @@ def main(parent: Connection, cuda_device: int | None) -> None:
             parent.send(fingerprints(composed))
             continue
         parent.send(("end", *run_in_directory(composed, parent)))
-        if not warmed_up:  # exempt what the first run has imported and cached, but none of its rest
-            gc.collect()
-            gc.freeze()
-            warmed_up = True
+        job.collect_garbage()
 
 
 def fingerprints(composed: DictConfig) -> dict[str, str]:
