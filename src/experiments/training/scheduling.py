@@ -107,16 +107,19 @@ def build_schedule(config: dict[str, Any], opt: Optimizer, steps_per_epoch: int)
     return Schedule(scheduler, "epoch" if monitored else every, monitored)
 
 
-def partial_of(node: dict[str, Any]) -> Any:
-    """The node's target with its arguments, still to be called with the optimizer."""
-    nested = [{**child, "_partial_": True} for child in children(node)]
-    part = build({"scheduler": {**node, **({"schedulers": nested} if nested else {})}}, "scheduler")
-    if not isinstance(part, functools.partial):
+def target_of(node: Mapping[str, Any]) -> Any:
+    """The class or function that a schedule's node names. Raises UsageError if there is none."""
+    if not node.get("_partial_"):
         raise UsageError(
             f"scheduler._target_={node['_target_']}: is built with the optimizer of the run; "
             "add _partial_: true"
         )
-    return part
+    return _locate(node["_target_"])
+
+
+@functools.cache  # instantiating takes 3 ms
+def _locate(target: str) -> Any:
+    return build({"scheduler": {"_target_": target, "_partial_": True}}, "scheduler").func
 
 
 def children(node: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -129,7 +132,7 @@ def children(node: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def default_every(node: dict[str, Any], target: str) -> Every:
     """What a schedule moves by if its config does not say so."""
-    func = partial_of(node).func
+    func = target_of(node)
     nested = children(node)
     if nested and func in (SequentialLR, ChainedScheduler):
         found = {default_every({**child, "_partial_": True}, target) for child in nested}
@@ -145,7 +148,7 @@ def default_every(node: dict[str, Any], target: str) -> Every:
 
 def build_node(node: dict[str, Any], setting: Setting) -> Any:
     """The schedule of a node, with its nested schedules. Raises UsageError if it is unsuitable."""
-    func = partial_of(node).func
+    func = target_of(node)
     options = length_options(node, func, setting)
     if nested := children(node):
         spans = child_lengths(node, func, setting.length)
@@ -282,7 +285,7 @@ def report_step(node: dict[str, Any], target: str, scheduler: Any) -> None:
     """Say that one of torch's schedules that are meant for epochs, and that a function of one's own
     has returned, moves by steps.
     """
-    func = partial_of(node).func
+    func = target_of(node)
     own = func.__module__ not in (LRScheduler.__module__, schedules.__name__)
     for_epochs = type(scheduler).__module__ == LRScheduler.__module__
     counts_steps = "total_steps" in parameters_of(func)
