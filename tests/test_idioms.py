@@ -150,6 +150,33 @@ def test_a_root_key_that_something_refers_to_is_swept_saved_and_resumed(
     assert (resumed.returncode, resumed.stdout.split(": ")[-1]) == (0, "already finished\n")
 
 
+@pytest.mark.parametrize("override", ["model.hidden=[3]", "+model/net=big"])
+def test_a_variable_may_lose_its_only_reference_to_an_override_or_another_option(
+    override: str, write: Write, cli: Command
+) -> None:
+    write("conf/mine.yaml", "defaults: [config, _self_]\n" + WIDTH.partition("_global_")[2])
+    write("conf/model/net/big.yaml", "# @package model\nhidden: [9]\n")
+    completed = cli("--config-dir", "conf", "--config-name", "mine", override, "trainer.epochs=0")
+    assert usage_error(completed).startswith("trainer.epochs=0")  # and not: width is unknown
+
+
+def test_a_misspelt_variable_gets_its_hint(write: Write, cli: Command) -> None:
+    write("conf/mine.yaml", "defaults: [config, _self_]\n" + WIDTH.partition("_global_")[2])
+    for word in ("widht=3", "+widht=3"):
+        completed = cli("--config-dir", "conf", "--config-name", "mine", word)
+        assert usage_error(completed) == "widht: unknown key; did you mean width?"
+
+
+def test_an_experiment_is_not_added_to_a_config_that_has_its_choice(
+    write: Write, cli: Command
+) -> None:
+    write("conf/mine.yaml", "defaults: [config, _self_]\n")
+    arguments = ("--config-dir", "conf", "--config-name", "mine", "trainer.epochs=0")
+    line = usage_error(cli(*arguments, "+experiment=tutorial"))
+    assert line.endswith("the config has chosen its experiment already; leave the + out")
+    assert usage_error(cli(*arguments, "experiment=tutorial")).startswith("trainer.epochs=0")
+
+
 def test_a_directory_may_be_named_after_a_variable(
     write: Write, cli: Command, tmp_path: Path, small_mnist_dir: Path
 ) -> None:

@@ -100,7 +100,7 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
     from experiments.config.names import rename_moved_targets
     from experiments.config.plain import plain
     from experiments.config.references import references, referred_roots, resolvers_used
-    from experiments.config.schema import check
+    from experiments.config.schema import check, own_roots
 
     job = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     raw = OmegaConf.to_container(job)
@@ -120,12 +120,27 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
         config = secrets.hide(config, raw, variables)
     config = {key: plain(node, str(key)) for key, node in config.items()}
     roots = None if allow_unused else referred_roots([*found, *outside])
+    if roots is not None and own_roots(config) - roots:
+        roots |= roots_of_files(composed)
     checked = check(rename_moved_targets(config), roots)
     path = checked["data"].get("path")
     if isinstance(path, str) and "://" not in path and not path.startswith("${"):
         # so that the saved config is valid in any working directory
         checked["data"]["path"] = str(Path(path).absolute())
     return checked
+
+
+def roots_of_files(composed: DictConfig) -> set[str]:
+    """The root keys that any file on the search path refers to: what is chosen or overridden may
+    have taken the place of the only reference to one.
+    """
+    from experiments.config.references import Reference, referred_roots
+    from experiments.config.search_path import option_files
+
+    sources = composed.hydra.runtime.config_sources
+    folders = [Path(source.path) for source in sources if source.schema == "file"]
+    texts = (file.read_text(errors="replace") for file in option_files(folders))
+    return referred_roots(Reference((), text) for text in texts)
 
 
 def hydra_references(composed: DictConfig) -> "list[Reference]":

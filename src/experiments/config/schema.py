@@ -101,15 +101,19 @@ def check_value(key: str, value: object) -> None:
         raise UsageError(f"{key}={format_value(value)}: expected {rule.words}")
 
 
+def own_roots(config: Mapping[Any, Any]) -> set[Any]:
+    """The root keys of a config that nothing is built from and that are no notes."""
+    return config.keys() - {*ROOTS, NOTES}
+
+
 def check(config: dict[Any, Any], referred: Collection[str] | None = None) -> dict[str, Any]:
     """Check a resolved config against the schema and return it; raises UsageError.
 
     referred: the root keys that something refers to, which may have any name; None accepts all.
     """
-    for root in config:
-        own = root != "hydra" and (root == NOTES or referred is None or root in referred)
-        if root not in ROOTS and not own:
-            hint = suggest(str(root), ROOTS, show_all=False)
+    for root in own_roots(config):
+        if root == "hydra" or (referred is not None and root not in referred):
+            hint = suggest(str(root), {*ROOTS, *(referred or ())} - {root}, show_all=False)
             raise UsageError(
                 f"{root}: unknown key"
                 + (hint or f", and nothing refers to it; a note belongs under {NOTES}.{root}")

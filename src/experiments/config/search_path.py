@@ -6,7 +6,7 @@ sweep, a launcher's process, `--cfg`) finds the same files in the same order.
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -29,13 +29,20 @@ def config_directories(args: Namespace) -> list[Path]:
     return [CONF, *(Path(name).absolute() for name in (args.config_path, args.config_dir) if name)]
 
 
+def option_files(directories: Iterable[Path]) -> Iterator[Path]:
+    """The YAML files in config directories, of primary configs and of options."""
+    for directory in directories:
+        for pattern in ("*.yaml", "*/*.yaml", "*/*/*.yaml"):
+            yield from directory.glob(pattern)
+
+
 def list_options(directories: Iterable[Path]) -> dict[str, list[str]]:
     """The options of every group in config directories: `{"optimizer": ["adam", ...]}`; a group
     inside another one is named like `model/net`. Without Hydra's own groups.
     """
     options: dict[str, set[str]] = {}
     for directory in directories:
-        for file in (*directory.glob("*/*.yaml"), *directory.glob("*/*/*.yaml")):
+        for file in option_files([directory]):
             group = file.relative_to(directory).parent.as_posix()
             if not group.startswith(("hydra/", ".")) and group != "hydra":
                 options.setdefault(group, set()).add(file.stem)

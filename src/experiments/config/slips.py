@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.errors import OverrideParseException
@@ -66,10 +67,12 @@ def _explain_choice(
         if group.startswith("hydra/") and name in PLUGINS:
             hint = f"; it needs a package: pip install {PLUGINS[name]}"
         return f"{group}={name}: no such option{hint}"
-    if found := re.search(r"([\w/@.-]+) appears more than once in the final defaults list", text):
+    twice = r"(\S+) appears more than once in the final defaults list|Multiple values for ([^\s.]+)"
+    if found := re.search(twice, text):
+        group = found[1] or found[2]
         for override in overrides:
-            if override.startswith(f"+{found[1]}="):
-                return f"{override}: the config chooses a {found[1]} already; leave the + out"
+            if override.startswith(f"+{group}="):
+                return f"{override}: the config has chosen its {group} already; leave the + out"
     return None
 
 
@@ -136,7 +139,7 @@ def _option_with(key: str, chain: list[BaseException], directories: Iterable[Pat
     """The hint for a key that only options have which are not chosen; None for any other key."""
     group, _, name = key.rpartition(".")
     groups = [group] if group else list(GROUPS)
-    config = next((node for cause in chain if (node := getattr(cause, "parent_node", None))), None)
+    config = node_of(chain)
     if not group and any(name in (config or {}).get(other, {}) for other in groups):
         return None
     for file in sorted(file for folder in directories for file in folder.glob("*/*.yaml")):
@@ -144,6 +147,11 @@ def _option_with(key: str, chain: list[BaseException], directories: Iterable[Pat
         if file.parent.name in groups and re.search(defines, file.read_text(errors="replace")):
             return f"; {file.parent.name}={file.stem} has {file.parent.name}.{name}"
     return None
+
+
+def node_of(chain: Iterable[BaseException]) -> Any:
+    """The node of the config in which OmegaConf did not find a key, if any."""
+    return next((node for cause in chain if (node := getattr(cause, "parent_node", None))), None)
 
 
 def _nearest_key(
@@ -157,7 +165,7 @@ def _nearest_key(
         matches = [known for known in SCHEMA if known.endswith("." + key)]
         if matches:
             return f"; did you mean {matches[0]}?"
-        return suggest(key, ["resume", "sweep", *options, *SCHEMA])
+        return suggest(key, ["resume", "sweep", *options, *SCHEMA, *map(str, node_of(chain) or ())])
     for cause in chain:
         parent = getattr(cause, "parent_node", None)
         if isinstance(parent, DictConfig):
