@@ -137,6 +137,8 @@ def roots_of_files(composed: DictConfig) -> set[str]:
     from experiments.config.references import Reference, referred_roots
     from experiments.config.search_path import option_files
 
+    if "hydra" not in composed:
+        return set()
     sources = composed.hydra.runtime.config_sources
     folders = [Path(source.path) for source in sources if source.schema == "file"]
     texts = (file.read_text(errors="replace") for file in option_files(folders))
