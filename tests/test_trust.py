@@ -437,3 +437,12 @@ def test_a_module_that_the_person_trusts_is_built(
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": model}))
     assert COMMANDS[command](run) == 2
     assert COMMANDS[command](run, "--trust", "trusted_by_me") == 0
+
+
+def test_the_line_about_a_module_names_all_that_are_not_trusted() -> None:
+    act = {"_target_": "acts.Act", "_args_": [1]}
+    config = {"model": {"_target_": "nets.make", "act": act}, "loss": {"_target_": "nets.loss"}}
+    with pytest.raises(UsageError) as raised:
+        check_names(config, [])
+    assert "pass --trust nets --trust acts (in Python trust=['nets', 'acts'])" in str(raised.value)
+    check_names(config, ["nets", "acts"])

@@ -8,7 +8,7 @@ anything is imported, and the object must be of the kind that its group expects.
 import importlib
 import inspect
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,33 +36,45 @@ def check_names(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
     Root keys of the user's own, which other groups may have taken a part from, share the modules of
     all groups.
     """
+    found = list(untrusted(config, trusted))
+    if found:
+        key, target, group = found[0]
+        allowed = ", ".join((*allowed_modules(group), *trusted))
+        modules = modules_of(found)
+        raise UsageError(
+            f"{key}={target}: not built from a saved run, which may only use "
+            f"{allowed or 'no target'} here; if you trust {'them' if modules[1:] else 'it'}, pass "
+            f"{trust_flags(modules)} (in Python trust={modules})"
+        )
+
+
+def untrusted(config: Mapping[str, Any], trusted: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+    """The targets outside the allowed and the trusted modules as (dotted key, target, group)."""
     for group, node in config.items():
+        allowed = (*allowed_modules(group), *trusted)
         for key, target in targets(node, group):
-            if is_harmless(key, target, group):
-                continue
-            allowed = (*allowed_modules(group), *trusted)
-            if not isinstance(target, str) or not any(_is_in(target, name) for name in allowed):
-                module = str(target).rpartition(".")[0] or "MODULE"
-                raise UsageError(
-                    f"{key}={target}: not built from a saved run, which may only use "
-                    f"{', '.join(allowed) or 'no target'} here; if you trust it, pass "
-                    f"--trust {shlex.quote(module)} (in Python trust=[{module!r}])"
-                )
+            named = isinstance(target, str) and any(_is_in(target, name) for name in allowed)
+            if not named and not is_harmless(key, target, group):
+                yield key, target, group
+
+
+def modules_of(found: Iterable[tuple[str, Any, str]]) -> list[str]:
+    """The modules of some targets, once each."""
+    names = (str(target).rpartition(".")[0] or "MODULE" for _, target, _ in found)
+    return list(dict.fromkeys(names))
+
+
+def trust_flags(modules: Iterable[str]) -> str:
+    """The flags that trust some modules, as a shell takes them."""
+    return " ".join(f"--trust {shlex.quote(module)}" for module in modules)
 
 
 def resume_command(path: Path, config: Mapping[str, Any]) -> str:
     """The command that resumes a run in a directory, as a shell takes it, with the `--trust` that
     its config needs.
     """
-    modules = dict.fromkeys(
-        str(target).rpartition(".")[0]
-        for group, node in config.items()
-        for _, target in targets(node, group)
-        if target not in HARMLESS
-        and not any(_is_in(str(target), name) for name in allowed_modules(group))
-    )
-    flags = "".join(f" --trust {shlex.quote(module)}" for module in modules)
-    return f"python -m experiments resume={shlex.quote(display_path(path))}{flags}"
+    command = f"python -m experiments resume={shlex.quote(display_path(path))}"
+    return f"{command} {trust_flags(modules_of(untrusted(config, ())))}".rstrip()
 
 
 def is_harmless(key: str, target: object, group: str) -> bool:
