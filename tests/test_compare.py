@@ -22,7 +22,7 @@ from experiments.directory.claim import lock_directory
 from experiments.results import pictures
 from experiments.results.fitting import short_keys
 from experiments.results.rows import collect
-from experiments.results.tables import table
+from experiments.results.tables import no_formula, table
 
 Completed = subprocess.CompletedProcess[str]
 Compare = Callable[..., Completed]
@@ -554,6 +554,23 @@ def make_sweep(finished: Path, path: Path, runs: int) -> None:
         (run / "run.json").write_text(json.dumps(content))
         os.link(one / "metrics.jsonl", run / "metrics.jsonl")
     shutil.rmtree(one)
+
+
+@pytest.mark.parametrize(
+    ("cell", "written"),
+    [("=1+1", "'=1+1"), ("@x", "'@x"), ("-2", "-2"), ("+1e-3", "+1e-3"), ("-x", "'-x"), ("a", "a")],
+)
+def test_no_value_is_a_formula_in_a_spreadsheet(cell: str, written: str) -> None:
+    assert no_formula(cell) == written
+
+
+def test_a_directory_in_results_csv_stays_a_path_and_no_formula(
+    compare: Compare, finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    make_run(finished_run.path, tmp_path / "+seed=1", {"seed": 1})
+    assert compare(".").returncode == 0
+    [row] = results(tmp_path)
+    assert row["directory"] == "./+seed=1"
 
 
 def test_the_table_is_cut_short_for_the_eye_and_the_csv_is_not(

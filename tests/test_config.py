@@ -17,7 +17,7 @@ from experiments.config.compose import CONF, CONFIG_ERRORS
 from experiments.config.cuda import cuda_devices
 from experiments.config.names import flatten, quote_value, suggest
 from experiments.config.rules import choice, list_of, number, or_null
-from experiments.config.schema import GROUPS, SCHEMA, check_value
+from experiments.config.schema import ADDED_LATER, CLOSED, GROUPS, SCHEMA, check_value
 from experiments.config.search_path import list_options
 from experiments.config.slips import explain
 from experiments.errors import UsageError
@@ -269,6 +269,13 @@ def test_a_root_key_may_have_any_name_if_something_refers_to_it(compose: Compose
 
 def test_notes_need_no_reference(compose: Compose) -> None:
     assert compose(["+extra.tags=[a,b]"])["extra"] == {"tags": ["a", "b"]}
+
+
+def test_a_key_that_is_added_has_a_value_for_the_configs_of_before() -> None:
+    first = {"epochs", "device", "threads", "log_every", "clip_norm", "accumulate", "monitor"}
+    first |= {"every_steps", "every_seconds", "keep"}
+    closed = [key for key in SCHEMA if key.partition(".")[0] in CLOSED]
+    assert set(ADDED_LATER) == {key for key in closed if key.partition(".")[2] not in first}
 
 
 def test_a_root_key_that_nothing_refers_to_is_told_where_notes_go(compose: Compose) -> None:

@@ -155,6 +155,30 @@ def test_a_run_that_is_new_only_for_a_reference_says_so(place: Callable[[], Plac
     assert re.search(r"model\.tag=\$\{counted:\} was \d+, is \d+; run again beside it", notice)
 
 
+def test_a_run_that_is_new_only_for_a_reference_through_a_variable_says_so(
+    place: Callable[[], Place],
+) -> None:
+    own_resolver()
+    words = ("+tag=${counted:}", "+model.tag=${tag}")
+    run(place()(*words, names="same")[0])
+    _, [notice] = place()(*words, names="same")
+    assert re.search(r"model\.tag=\$\{tag\} was \d+, is \d+, .*; run again beside it", notice)
+
+
+def test_a_run_that_refers_to_its_numbered_directory_is_found_again(
+    place: Callable[[], Place],
+) -> None:
+    words = "+model.where=${hydra:runtime.output_dir}"
+    first = place()
+    jobs = [first(words, f"seed={seed}", names="same")[0] for seed in (0, 1, 2)]
+    for job in jobs:
+        run(job)
+    again = place()
+    for job, seed in zip(jobs, (0, 1, 2), strict=True):
+        found, notices = again(words, f"seed={seed}", names="same")
+        assert (found.path, notices) == (job.path, [])
+
+
 def test_a_name_that_is_another_one_each_time_does_not_make_a_run_another_one(
     place: Callable[[], Place],
 ) -> None:

@@ -1,5 +1,6 @@
 """Identity: a run is the same run only with the same code, data and versions."""
 
+import csv
 import json
 import shutil
 import subprocess
@@ -192,6 +193,41 @@ def test_after_an_edit_of_an_imported_module_the_runs_are_run_again_beside_the_o
     again = project.sweep()
     assert again.stderr == ""
     assert project.records() == after
+
+
+def test_runs_whose_code_is_changed_back_count_again(project: Project) -> None:
+    project.sweep()
+    first = project.records()
+    layers = project.folder / "layers.py"
+    before = layers.read_text()
+    layers.write_text("from torch.nn import Tanh as activation\n")
+    project.sweep()
+    layers.write_text(before)
+    assert project.sweep().stderr == ""
+    after = project.records()
+    with (project.folder / "outputs" / "s" / "results.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    finished = {Path(row["directory"]).name for row in rows if row["state"] == "finished"}
+    assert finished == set(first)
+    assert project.states() == ["finished", "finished", "superseded", "superseded"]
+    assert len(after) == 4
+
+
+def test_a_search_does_not_go_on_with_other_code(project: Project) -> None:
+    search = ("hydra/sweeper=tpe", "hydra.sweeper.trials=2", "hydra.sweeper.workers=1")
+    project.sweep(*search)
+    before = project.records()
+    (project.folder / "layers.py").write_text("from torch.nn import Tanh as activation\n")
+    arguments = ("-m", "sweep=s", "seed=0,1", "~model.hidden", "~model.dropout", *search)
+    continued = project.cli_in(
+        project.folder, *arguments, "model._target_=net.make", f"data.path={project.data}",
+        "trainer.epochs=1", "loader.batch_size=100",
+    )  # fmt: skip
+    assert continued.returncode == 2
+    assert "outputs/s: layers.py has changed since its search began" in continued.stderr
+    assert "--keep-changed" in continued.stderr
+    project.sweep(*search, "--keep-changed")
+    assert project.records() == before
 
 
 def test_keep_changed_keeps_the_runs_and_says_so(project: Project) -> None:

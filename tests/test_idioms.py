@@ -290,6 +290,17 @@ def test_a_primary_config_may_extend_the_one_that_comes_with_the_package(
     assert (config["seed"], config["trainer"]["epochs"]) == (5, 10)
 
 
+def test_an_option_that_one_of_the_package_hides_is_told(write: Write, cli: Command) -> None:
+    write("conf/model/mlp.yaml", "_target_: torch.nn.Linear\n")
+    line = usage_error(cli("--config-dir", "conf", "trainer.epochs=0"))
+    assert line == (
+        "conf/model/mlp.yaml: hidden by the option of that name that comes with the package; "
+        "rename it"
+    )
+    chosen = cli("--config-dir", "conf", "model=linear", "trainer.epochs=0")
+    assert usage_error(chosen).startswith("trainer.epochs=0")
+
+
 def test_a_primary_config_that_is_misspelt_gets_its_hint(write: Write, cli: Command) -> None:
     write("conf/mine.yaml", PRIMARY)
     line = usage_error(cli("--config-dir", "conf", "--config-name", "mime"))
@@ -498,6 +509,20 @@ def test_a_secret_reaches_what_is_built_and_is_never_written_down(
     assert completed.returncode == 0, completed.stderr
     assert [run["state"] for run in runs(tmp_path)] == ["finished"] * (2 if sweep else 1)
     assert leaks(tmp_path) == []
+
+
+def test_a_resolved_config_is_printed_without_its_secrets(
+    cli: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "hunter2")
+    monkeypatch.setenv("PLACE", "here")
+    words = (
+        "+extra.key=a-${oc.env:MY_TOKEN}",
+        "+extra.x=${secret:PLACE}",
+        "+extra.y=${oc.env:PLACE}",
+    )
+    notes = composed(cli("--cfg", "job", "--resolve", *words))["extra"]
+    assert notes == {"key": "a-${secret:MY_TOKEN}", "x": "${secret:PLACE}", "y": "here"}
 
 
 @pytest.mark.parametrize("sweep", [False, True], ids=["run", "sweep"])

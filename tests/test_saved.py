@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from saved_runs import SMALL, go_on, record, stop_after
 
 import experiments
 from experiments import load_run
+from experiments.config.schema import ADDED_LATER
 from experiments.data import Data
 from experiments.directory.checkpoints import Checkpoints
 from experiments.directory.metrics import read_metrics, rows_by_step
+from experiments.directory.record import built_part, config_text
 from experiments.errors import UsageError
 
 Compose = Callable[[list[str]], dict[str, Any]]
@@ -113,6 +116,30 @@ def test_a_damaged_best_is_not_silently_the_last(run: Path, tmp_path: Path) -> N
         pytest.raises(UsageError, match="every checkpoint is damaged"),
     ):
         load_run(tmp_path / "run")
+
+
+def test_a_config_of_before_a_key_was_added_is_that_of_now(
+    run: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    earlier = tmp_path / "earlier"
+    shutil.copytree(run, earlier)
+    text = (earlier / "config.yaml").read_text()
+    for key in ADDED_LATER:
+        text = re.sub(rf"(?m)^  {key.partition('.')[2]}: .*\n", "", text)
+    (earlier / "config.yaml").write_text(text)
+    assert load_run(earlier).config == config
+    assert built_part(text.encode()) == built_part(config_text(config))
+
+
+def test_a_config_without_a_key_that_every_version_had_is_refused(
+    run: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(run, damaged)
+    text = (damaged / "config.yaml").read_text().replace("  epochs: 3\n", "")
+    (damaged / "config.yaml").write_text(text)
+    with pytest.raises(UsageError, match=r"trainer\.epochs is missing"):
+        load_run(damaged)
 
 
 def test_a_directory_without_a_run_is_told(tmp_path: Path) -> None:

@@ -47,10 +47,11 @@ def launch(args: Namespace) -> None:
         job.resume(directory, args.trust)
     elif args.cfg or args.info or args.shell_completion or args.hydra_help:
         if args.resolve:
-            from experiments.config import resolvers
+            from experiments.config import resolvers, secrets
 
             Plugins.instance()  # first, since a plugin may register resolvers of the user's
             resolvers.register()
+            secrets.mask()
         run_hydra_main(args)
     elif args.multirun or (composed := compose_single(args)) is None:
         from experiments.sweeps.launch import launch_sweep

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.config.names import run_name
 from experiments.config.search_path import CONF as CONF  # re-exported
 from experiments.config.search_path import config_directories, make_conf_importable, set_entries
+from experiments.errors import UsageError
 
 if TYPE_CHECKING:
     from experiments.config.references import Reference
@@ -61,7 +62,26 @@ def compose_unresolved(args: Namespace, overrides: list[str]) -> DictConfig:
     """
     with explained(args, overrides):
         initialize(args)
-        return hydra.compose(args.config_name or "config", overrides, return_hydra_config=True)
+        composed = hydra.compose(args.config_name or "config", overrides, return_hydra_config=True)
+        reject_hidden_options(args, composed)
+        return composed
+
+
+def reject_hidden_options(args: Namespace, composed: DictConfig) -> None:
+    """Raise UsageError if --config-dir has a chosen option that Hydra does not take from there,
+    since the package has another one of that name.
+    """
+    if not args.config_dir or args.config_path:
+        return
+    choices = composed.hydra.runtime.choices.items()
+    chosen = [f"{str(group).partition('@')[0]}/{option}" for group, option in choices]
+    for name in filter(None, [args.config_name, *chosen]):
+        theirs, ours = (Path(folder) / f"{name}.yaml" for folder in (args.config_dir, CONF))
+        if theirs.is_file() and ours.is_file() and theirs.read_bytes() != ours.read_bytes():
+            raise UsageError(
+                f"{theirs}: hidden by the option of that name that comes with the package; "
+                "rename it"
+            )
 
 
 @contextlib.contextmanager

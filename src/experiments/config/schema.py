@@ -61,6 +61,12 @@ SCHEMA: Mapping[str, Rule] = {
     "checkpoint.every_seconds": or_null(number(above=0)),
     "checkpoint.keep": COUNT,
 }
+# Keys that configs saved by earlier versions lack, with the values that say what those did.
+ADDED_LATER: Mapping[str, Any] = {
+    "trainer.compile": False,
+    "trainer.precision": "float32",
+    "trainer.matmul_precision": "highest",
+}
 # Nodes without a _target_, which only accept the keys of the schema; the others accept any key.
 CLOSED = ("trainer", "checkpoint")
 GROUPS = ("data", "loader", "model", "loss", "optimizer", "scheduler", "trainer")
@@ -99,6 +105,19 @@ def check_value(key: str, value: object) -> None:
     rule = SCHEMA.get(key)
     if rule is not None and not rule.accepts(value):
         raise UsageError(f"{key}={format_value(value)}: expected {rule.words}")
+
+
+def with_added(config: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A saved config with the keys of ADDED_LATER that it lacks, in the order of the schema."""
+    complete = dict(config)
+    for key, value in ADDED_LATER.items():
+        group, _, name = key.partition(".")
+        node = complete.get(group)
+        if isinstance(node, dict) and name not in node:
+            names = [known.partition(".")[2] for known in SCHEMA if known.startswith(f"{group}.")]
+            node = {**node, name: value}
+            complete[group] = {name: node[name] for name in [*names, *node] if name in node}
+    return complete
 
 
 def own_roots(config: Mapping[Any, Any]) -> set[Any]:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from experiments.config.resolvers import register
 from experiments.errors import UsageError
 
@@ -94,6 +96,22 @@ def require(node: Any, key: str) -> None:
                     "a run directory holds no secrets, so set it again"
                 )
             _remember(os.environ[name], name)
+
+
+def mask() -> None:
+    """Let `${secret:NAME}` and what looks like a secret resolve to `${secret:NAME}`, in a process
+    that prints a config and builds nothing.
+    """
+    from omegaconf.resolvers.oc import env as value_of
+
+    def env(name: str, *default: Any, _node_: Any) -> Any:
+        named = (name, str(_node_._key()))
+        if name in os.environ and any(re.search(LOOKS_SECRET, word) for word in named):
+            return f"${{secret:{name}}}"
+        return value_of(name, *default)
+
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
+    OmegaConf.register_new_resolver("secret", "${{secret:{}}}".format, replace=True)
 
 
 def redact(text: str) -> str:

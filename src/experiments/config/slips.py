@@ -120,6 +120,7 @@ def _explain_syntax(error: BaseException, lines: list[str], directories: list[Pa
 def _explain_interpolation(error: BaseException, text: str) -> str | None:
     """The line for an interpolation that cannot be resolved."""
     key = getattr(error, "full_key", None)
+    given = f"{key}=" if key else ""
     if found := re.search(r"Interpolation key '([^']+)' not found full_key: (\S+)", text):
         return f"{found[2]}=${{{found[1]}}}: there is no key {found[1]}"
     if found := re.search(r"Unsupported interpolation type (\S+)", text):
@@ -127,11 +128,11 @@ def _explain_interpolation(error: BaseException, text: str) -> str | None:
 
         hint = suggest(found[1], [*BUILT_IN, "oc.env", "oc.decode", "hydra", "now"], show_all=False)
         hint = hint or "; register it in a module and pass --resolvers MODULE"
-        return f"{key}=${{{found[1]}:...}}: there is no resolver {found[1]}{hint}"
+        return f"{given}${{{found[1]}:...}}: there is no resolver {found[1]}{hint}"
     if found := re.search(r"Environment variable '(\w+)' not found", text):
-        return f"{key}=${{oc.env:{found[1]}}}: the environment variable {found[1]} is not set"
+        return f"{given}${{oc.env:{found[1]}}}: the environment variable {found[1]} is not set"
     if found := re.search(r"raised while resolving interpolation: (.*?) full_key: ", text):
-        return f"{key}: {found[1]}"
+        return f"{key}: {found[1]}" if key else found[1]
     return None
 
 

@@ -26,7 +26,7 @@ from typing import Any, Literal
 import yaml
 
 from experiments.config.names import MOVED
-from experiments.config.schema import ROOTS
+from experiments.config.schema import ADDED_LATER, ROOTS, with_added
 from experiments.directory import durable
 from experiments.directory.claim import (
     LOCK_SECONDS,
@@ -56,7 +56,10 @@ RECORDED = {
     "packages": dict,
     "git": dict,
 }
-ADDED = dict.fromkeys(("code", "versions", "environment", "data", "weights", "metrics"), dict)
+ADDED = {
+    **dict.fromkeys(("code", "versions", "environment", "data", "weights", "metrics"), dict),
+    "kept": str,
+}
 FOUND_IN_TRAINING = ("environment", "data", "weights", "metrics")
 State = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
 COMPLETED = ("finished", "diverged", "pruned")  # states that a continued sweep keeps
@@ -163,9 +166,20 @@ def built_part(text: bytes) -> bytes:
     """
     blocks = re.split(rb"(?m)^(?=[^\s-])", text)  # one for each key that is not nested
     part = b"".join(block for block in blocks if block.partition(b":")[0].decode() in ROOTS)
+    if any(f"\n  {key.partition('.')[2]}:".encode() not in part for key in ADDED_LATER):
+        part = with_added_keys(part)
     for old, new in MOVED.items():
         part = part.replace(f"_target_: {old}.".encode(), f"_target_: {new}.".encode())
     return part
+
+
+def with_added_keys(part: bytes) -> bytes:
+    """The text of a saved config with the keys that an earlier version did not have."""
+    try:
+        config = yaml.safe_load(part)
+    except yaml.YAMLError:
+        return part
+    return config_text(with_added(config)) if isinstance(config, dict) else part
 
 
 def record_end(path: Path, state: State, error: str | None = None) -> dict[str, Any]:
@@ -181,6 +195,15 @@ def record_end(path: Path, state: State, error: str | None = None) -> dict[str, 
     else:
         run.end(state, error)
     return run.record
+
+
+def keep(path: Path) -> None:
+    """Record that a run counts from now on, though one of the same config, and of other code, data
+    or versions, was started after it. Raises UsageError if another process holds the lock.
+    """
+    with _lock(path) as lock:
+        Run(path, lock, read_record(path)).update(kept=_now())
+        lock.close()
 
 
 def reopen(path: Path, keep: Sequence[str] = ("finished",)) -> Run:

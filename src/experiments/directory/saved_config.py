@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from experiments.config.names import rename_moved_targets
-from experiments.config.schema import check
+from experiments.config.schema import check, with_added
 from experiments.config.secrets import SAVED
 from experiments.directory.claim import reject_symlinks
 from experiments.directory.trust import check_names
@@ -40,7 +40,7 @@ def read_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{file}: cannot be read as a saved config ({reason})") from None
-    config = check(rename_moved_targets(config))
+    config = check(with_added(rename_moved_targets(config)))
     check_names(config, trust)
     return config
 

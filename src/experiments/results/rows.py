@@ -36,7 +36,7 @@ class Row:
     best: dict[str, float]
     last: dict[str, float]
     seconds: float
-    started: str = ""  # UTC, ISO 8601
+    started: str = ""  # or kept since then by a sweep; UTC, ISO 8601
     identity: Mapping[str, Any] = field(default_factory=dict)  # of code, data and versions
 
     @property
@@ -116,7 +116,7 @@ def read(path: Path) -> Row:
         best=metrics.get("best", {}),
         last=metrics.get("last", {}),
         seconds=seconds,
-        started=record["started"],
+        started=max(record["started"], record.get("kept", "")),
         identity={part: record.get(part) for part in ("code", "data", "versions")},
     )
 

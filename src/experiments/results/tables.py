@@ -19,6 +19,7 @@ from experiments.results.fitting import Columns, fit
 from experiments.results.rows import Row, monitors, swept_keys, value_of
 from experiments.stdio import printable
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which spreadsheets begin one
 MAX_ROWS = 40  # of a table in a terminal; results.csv has all
 METRICS = ("loss/valid", "accuracy/valid")
 # What a narrow terminal does without, in this order.
@@ -152,9 +153,10 @@ def save(rows: Sequence[Row], into: Path) -> list[Path]:
     keys = swept_keys(rows)
     head, body = cells(rows, keys)
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([[*head, "directory"]] + [
-        [*line, str(row.path)] for line, row in zip(body, rows, strict=True)
-    ])  # fmt: skip
+    lines = [[*head, "directory"]] + [
+        [*line, path_cell(row.path)] for line, row in zip(body, rows, strict=True)
+    ]
+    csv.writer(text, lineterminator="\n").writerows([map(no_formula, line) for line in lines])
     csv_file, picture = into / "results.csv", into / "results.png"
     content = text.getvalue().encode()
     # plotting takes longer than all the rest, so skip it if the numbers are unchanged
@@ -174,6 +176,22 @@ def save(rows: Sequence[Row], into: Path) -> list[Path]:
             return [csv_file]
         write(picture, drawn)
     return [csv_file, picture]
+
+
+def no_formula(cell: str) -> str:
+    """A cell of a CSV file that no spreadsheet takes for a formula; a number stays as it is."""
+    if not cell.startswith(FORMULA):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def path_cell(path: Path) -> str:
+    """A path as the text of a cell, still a path where it would begin a formula."""
+    return f"./{path}" if str(path).startswith(FORMULA) else str(path)
 
 
 def write(file: Path, content: bytes) -> None:

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from experiments.config.compose import enter, validate
 from experiments.config.names import flatten, format_value, run_name
-from experiments.config.references import RESOLVER
+from experiments.config.references import RESOLVER, references, resolvers_used
 from experiments.directory.identity import differences, identify
 from experiments.directory.paths import display_path
 from experiments.directory.record import (
@@ -22,6 +22,7 @@ from experiments.directory.record import (
     built_part,
     config_text,
     has_checkpoint,
+    keep,
     read_record,
 )
 from experiments.errors import UsageError
@@ -106,8 +107,14 @@ def place_job(
     enter(composed, number)
     config = validate(composed, allow_unused=True)
     text = built_part(config_text(config))
+    has_settings = refers_to_settings(composed)
+    first = directory / str(composed.hydra.sweep.subdir)
     path, others, notices = None, list[Path](), list[str]()
     for place in places(directory, composed, continuation):
+        if has_settings:  # the name of the directory, say
+            name_job(composed, directory, place)
+            config = validate(composed, allow_unused=True)
+            text = built_part(config_text(config))
         saved = continuation.config(place)
         if saved is None:
             path = path or place
@@ -122,10 +129,12 @@ def place_job(
         else:
             others.append(place)
     assert path is not None
+    name_job(composed, directory, path)
+    if has_settings:
+        config = validate(composed, allow_unused=True)
+        text = built_part(config_text(config))
     continuation.configs[path] = text
     name = str(path.relative_to(directory))
-    with open_dict(composed):
-        composed.hydra.sweep.dir, composed.hydra.sweep.subdir = str(directory), name
     job = Job(name, path, composed, monitor=config["trainer"]["monitor"])
     if not (path / "run.json").exists():
         notices += changed_references(others, config, composed)
@@ -136,7 +145,35 @@ def place_job(
         if record["state"] in COMPLETED:
             job.state, job.reused = record["state"], True
             job.value = record.get("metrics", {}).get("best", {}).get(job.monitor)
+            supersede_later_runs(job, first, continuation)
     return job, notices
+
+
+def name_job(composed: DictConfig, directory: Path, path: Path) -> None:
+    """Set the directory that a job has, or may have, in the sweep's directory."""
+    with read_write(composed), open_dict(composed):
+        composed.hydra.sweep.dir = str(directory)
+        composed.hydra.sweep.subdir = str(path.relative_to(directory))
+
+
+def refers_to_settings(composed: DictConfig) -> bool:
+    """Whether what a run is built from has `${hydra:...}` in it."""
+    job = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    return "hydra" in resolvers_used(references(OmegaConf.to_container(job)))
+
+
+def supersede_later_runs(job: Job, first: Path, continuation: Continuation) -> None:
+    """Let a run that is kept count, and not a later one of the same config: its code, data or
+    versions were changed, and changed back.
+
+    first: the directory that the job would have without other runs.
+    """
+    started = read_record(job.path)["started"]
+    for path in (first, *numbered(first).values()):
+        same = path != job.path and continuation.config(path) == continuation.config(job.path)
+        if same and (path / "run.json").exists() and read_record(path)["started"] > started:
+            keep(job.path)
+            return
 
 
 def places(directory: Path, composed: DictConfig, continuation: Continuation) -> Iterator[Path]:
@@ -156,20 +193,24 @@ def places(directory: Path, composed: DictConfig, continuation: Continuation) ->
     if by_overrides and continuation.config(first) is None and not first.exists():
         yield first
         return
-    ends = (
-        entry.name[len(name.name) + 1 :] for entry in first.parent.glob(f"{escape(name.name)}-*")
-    )
-    numbers = sorted(int(end) for end in ends if end.isdecimal())
-    tried = [first, *(first.with_name(f"{name.name}-{number}") for number in numbers)]
+    suffixed = numbered(first)
+    tried = [first, *suffixed.values()]
     yield from tried
     if not by_overrides:
         yield from (run for run in continuation.earlier_runs(directory) if run not in tried)
     number = 2
     while continuation.config(free := first.with_name(f"{name.name}-{number}")) is not None:
-        if number not in numbers:  # assigned, but not begun
+        if number not in suffixed:  # assigned, but not begun
             yield free
         number += 1
     yield free
+
+
+def numbered(first: Path) -> dict[int, Path]:
+    """The directories that have a directory's name with a number behind it."""
+    found = {entry.name[len(first.name) + 1 :]: entry
+             for entry in first.parent.glob(f"{escape(first.name)}-*")}  # fmt: skip
+    return {int(end): found[end] for end in sorted(filter(str.isdecimal, found), key=int)}
 
 
 def changed_references(
@@ -183,7 +224,7 @@ def changed_references(
     written = {
         key: value
         for key, value in flatten(cast(dict[str, Any], OmegaConf.to_container(composed)))
-        if isinstance(value, str) and re.search(RESOLVER, value)
+        if isinstance(value, str) and "${" in value
     }
     now = dict(flatten(config))
     for path in others if written.keys() & now.keys() else ():
@@ -191,7 +232,8 @@ def changed_references(
             continue
         before = dict(flatten(read_record(path)["config"]))
         keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if keys and written.keys() >= set(keys):
+        resolved = any(re.search(RESOLVER, written.get(key, "")) for key in keys)
+        if resolved and written.keys() >= set(keys):
             changes = (
                 f"{key}={written[key]} was {format_value(before.get(key))}, "
                 f"is {format_value(now[key])}"

@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
 from experiments.config.names import format_value
 from experiments.errors import UsageError
 from experiments.sweeps.jobs import Job
-from experiments.sweeps.study import STUDY, describe, open_study
+from experiments.sweeps.study import (
+    STUDY,
+    check_trials,
+    describe,
+    first_value,
+    open_study,
+)
 from experiments.sweeps.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -48,7 +55,18 @@ def search(
             "hydra/sweeper=tpe: nothing to search; give a key as optimizer.lr=interval(a,b), say"
         )
     sweep = make_sweep()
-    setting = describe(lambda overrides: sweep.loader.pop(sweep.config, overrides), fixed, space)
+
+    def compose(overrides: list[str]) -> DictConfig:
+        return sweep.loader.pop(sweep.config, overrides)
+
+    setting = describe(compose, fixed, space)
+    if not sweep.continuation.keep_changed:
+        first = [f"{key}={format_value(first_value(values))}" for key, values in space.items()]
+        check_trials(
+            sweep.directory,
+            setting,
+            lambda: sweep.continuation.read_data(compose([*fixed, *first])),
+        )
     study = open_study(sweep.directory / STUDY, setting, seed=seed, prune=prune)
     Search(study, sweep, fixed, space, trials_left(study, trials)).run()
 

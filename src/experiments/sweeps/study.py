@@ -14,8 +14,12 @@ from omegaconf import DictConfig
 
 from experiments.config.compose import validate
 from experiments.config.names import current_target, flatten, format_value
+from experiments.config.schema import ADDED_LATER
+from experiments.directory.identity import differences, identify
 from experiments.directory.paths import display_path
+from experiments.directory.record import COMPLETED, read_record
 from experiments.errors import UsageError
+from experiments.results.rows import run_directories
 
 if TYPE_CHECKING:
     import optuna
@@ -70,6 +74,8 @@ class Setting:
         named = set()
         for label in self.configs:
             old_config, new_config = before.configs.get(label, {}), self.configs[label]
+            added = {key: ADDED_LATER[key] for key in ADDED_LATER if key in new_config}
+            old_config = {**added, **old_config}
             for key in {**old_config, **new_config}:
                 old, new = format_shared(key, old_config), format_shared(key, new_config)
                 if old != new and key not in named:
@@ -176,6 +182,42 @@ def open_study(file: Path, setting: Setting, *, seed: int, prune: bool) -> "optu
         study.tell(trial.number, state=states.FAIL)
         study.enqueue_trial(trial.params)
     return study
+
+
+def check_trials(
+    directory: Path, setting: Setting, read_data: Callable[[], Mapping[str, str]]
+) -> None:
+    """Raise UsageError if a trial has ended with other code, data or versions than those of now,
+    which the setting does not know. What only some options of a searched group use is compared
+    with the trials that use it.
+
+    read_data: the fingerprints of the rows by split.
+    """
+    found = [identify(config) for config in setting.configs.values()]
+    code = {name: digest for now in found for name, digest in now["code"].items()}
+    versions = {name: version for now in found for name, version in now["versions"].items()}
+    data_is_fixed = not any(key.lstrip("+").partition(".")[0] == "data" for key in setting.space)
+    for path in run_directories(directory):
+        record = read_record(path)
+        if record["state"] not in COMPLETED:
+            continue
+        rows = read_data() if data_is_fixed and record.get("data") else {}
+        changes = differences(
+            {**record, "code": shared(record.get("code", {}), code),
+             "versions": shared(record.get("versions", {}), versions)},
+            {"code": shared(code, record.get("code", {})),
+             "versions": shared(versions, record.get("versions", {})), "data": rows},
+        )  # fmt: skip
+        if changes:
+            raise UsageError(
+                f"{display_path(directory)}: {changes[0]} since its search began, and its trials "
+                "would mislead; use another sweep= for a new search, or --keep-changed"
+            )
+
+
+def shared(these: Mapping[str, str], those: Mapping[str, str]) -> dict[str, str]:
+    """The entries of these whose key those have, too."""
+    return {key: value for key, value in these.items() if key in those}
 
 
 def check_setting(study: "optuna.Study", setting: Setting, directory: Path) -> None:
