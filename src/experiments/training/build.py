@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 
 import experiments
 from experiments.config.secrets import redact, require
+from experiments.directory.allow_list import allowed
 from experiments.errors import UsageError
 
 # Errors whose message suffices where torch or this package raised them about a config's values.
@@ -29,7 +30,7 @@ def build(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
     """
     require(config[group], group)
     try:
-        part = instantiate(config[group], _convert_="all")
+        part = instantiate(config[group], _convert_="all", **allowed(config[group], group))
         return part(*args, **kwargs) if args or kwargs else part
     except Exception as error:
         cause: BaseException = error
