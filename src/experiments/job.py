@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import resolvers
 from experiments.config.compose import validate
-from experiments.config.secrets import redact, require
+from experiments.config.secrets import redact, redact_logs, require
 from experiments.data import Data
 from experiments.directory import record
 from experiments.directory.allow_list import config_callbacks
@@ -106,6 +106,7 @@ def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
     it has ended in a state that a sweep keeps. Raises UsageError, Diverged, SystemExit after a
     signal, or any other exception; run.json records each.
     """
+    redact_logs()
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
     with where_typed():

@@ -118,6 +118,9 @@ def shared_config(args: Namespace, first: DictConfig, overrides: list[Override])
     with open_dict(shared):
         if sweeper_params(shared):  # they are among the overrides
             shared.hydra.sweeper.params = None
+            # so that each job has the sweeper of the sweep, as Hydra 1.4 demands
+            given = cast(dict[str, Any], OmegaConf.to_container(shared.hydra.overrides))["hydra"]
+            shared.hydra.overrides.hydra = [*given, "hydra.sweeper.params=null"]
         shared.hydra.overrides.task = [str(override.input_line) for override in task]
         set_override_dirname(shared, task)
     enter(shared)
