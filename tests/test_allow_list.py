@@ -26,6 +26,10 @@ class Net(nn.Module):
 
 def factory(width=3):
     return nn.Sequential(nn.Linear(width, width), nn.ReLU())
+
+def late():
+    from imported_late import Late
+    return Late()
 """
 
 
@@ -33,9 +37,11 @@ def factory(width=3):
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A module of the user's own, which is importable by this name."""
     (tmp_path / "own_parts_to_allow.py").write_text(OWN)
+    (tmp_path / "imported_late.py").write_text("class Late:\n    def __call__(self): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield "own_parts_to_allow"
-    sys.modules.pop("own_parts_to_allow", None)
+    for name in ("own_parts_to_allow", "imported_late"):
+        sys.modules.pop(name, None)
 
 
 def part(target: str, **arguments: Any) -> dict[str, Any]:
@@ -105,3 +111,20 @@ def test_a_name_that_hydra_would_look_up_is_not_called_if_it_is_blocked(own: str
     found = {"_target_": "hydra.utils.get_method", "path": "shutil.rmtree"}
     with pytest.raises(UsageError, match=r"^model\.activation\.path=shutil\.rmtree: Hydra does"):
         build(part(f"{own}.Net", activation=found), "model")
+
+
+@next_hydra
+def test_a_result_of_a_package_that_is_imported_late_is_told_with_what_makes_it_known(
+    own: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError) as error:
+        build(part(f"{own}.late"), "model")
+    assert str(error.value) == (
+        f"model._target_={own}.late: returns imported_late.Late, which Hydra allows if its "
+        "package is imported before; write import imported_late at the top of the target's module"
+    )
+    file = tmp_path / f"{own}.py"
+    file.write_text("import imported_late\n" + file.read_text())
+    sys.modules.pop(own)
+    sys.modules.pop("imported_late")
+    assert callable(build(part(f"{own}.late"), "model"))

@@ -5,6 +5,7 @@ What a saved config may name is decided before, in trust.py.
 
 import contextlib
 import inspect
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -63,6 +64,22 @@ def allow_list(node: Any, path: str) -> list[str]:
         names += [target] if found is None else [target, defined]
         returns_any |= not inspect.isclass(found)
     return [*names, *_packages()] if returns_any else names
+
+
+def explain_refusal(reason: str) -> str:
+    """Hydra's line for a result that the list does not allow, with a remedy that its reader has;
+    any other line is returned unchanged.
+    """
+    found = re.match(r"Target '([^']+)'.* is not in the Hydra execution whitelist", reason)
+    if not found:
+        return reason
+    package = found[1].partition(".")[0]
+    if package in CHANGES_FILES:
+        return f"returns {found[1]}, which Hydra does not allow; return a function of your own"
+    return (
+        f"returns {found[1]}, which Hydra allows if its package is imported before; "
+        f"write import {package} at the top of the target's module"
+    )
 
 
 def _named(node: Any, path: str) -> Iterator[tuple[str, str]]:
