@@ -16,6 +16,7 @@ from hypothesis import settings
 
 import experiments.data.mnist as mnist_module
 from experiments.config.compose import CONF, validate
+from experiments.config.hydra_versions import VERSION_BASE
 from experiments.data import Data, Split
 
 # an example's time says nothing on a shared machine
@@ -78,7 +79,7 @@ def compose() -> Callable[[list[str]], dict[str, Any]]:
     """A command line's overrides to the config that is checked and resolved."""
 
     def compose(overrides: list[str]) -> dict[str, Any]:
-        with hydra.initialize_config_dir(str(CONF), "experiments", version_base="1.3"):
+        with hydra.initialize_config_dir(str(CONF), "experiments", **VERSION_BASE):
             config = hydra.compose("config", overrides)
         return validate(config)
 

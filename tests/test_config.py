@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from experiments.config.arguments import sweep_directory
 from experiments.config.compose import CONF, CONFIG_ERRORS
 from experiments.config.cuda import cuda_devices
+from experiments.config.hydra_versions import VERSION_BASE
 from experiments.config.names import flatten, quote_value, suggest
 from experiments.config.rules import choice, list_of, number, or_null
 from experiments.config.schema import ADDED_LATER, CLOSED, GROUPS, SCHEMA, check_value
@@ -378,7 +379,7 @@ def test_without_a_near_word_all_are_listed_where_they_are_few() -> None:
 def test_a_file_that_is_no_yaml_is_told_in_one_line_with_the_place(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("model: {hidden: [1\n")
     with (
-        initialize_config_dir(str(tmp_path), version_base="1.3"),
+        initialize_config_dir(str(tmp_path), **VERSION_BASE),
         pytest.raises(CONFIG_ERRORS) as error,
     ):
         hydra.compose("mine")

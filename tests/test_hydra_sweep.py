@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from saved_runs import record
 
 from experiments.config.compose import CONF, enter, validate
+from experiments.config.hydra_versions import VERSION_BASE, register_resolver
 from experiments.directory.record import built_part, config_text, start
 from experiments.sweeps.hydra_sweep import OUR_NAMES
 from experiments.sweeps.jobs import Continuation, Job, place_job
@@ -43,7 +44,7 @@ def place(tmp_path: Path) -> Iterator[Callable[[], Place]]:
         continuation, numbers = Continuation(lambda composed: {}), itertools.count()
 
         def place(*overrides: str, names: str = OUR_NAMES) -> tuple[Job, list[str]]:
-            with hydra.initialize_config_dir(str(CONF), "experiments", version_base="1.3"):
+            with hydra.initialize_config_dir(str(CONF), "experiments", **VERSION_BASE):
                 words = [f"hydra.sweep.subdir='{names}'", "hydra.mode=MULTIRUN", *overrides]
                 composed = hydra.compose("config", words, return_hydra_config=True)
             return place_job(tmp_path, composed, next(numbers), continuation)
@@ -143,7 +144,7 @@ def test_another_launcher_is_refused_if_two_runs_would_share_a_directory(
 
 def own_resolver() -> None:
     counter = itertools.count()
-    OmegaConf.register_new_resolver("counted", lambda: next(counter), replace=True)
+    register_resolver("counted", lambda: next(counter), replace=True)
 
 
 def test_a_run_that_is_new_only_for_a_reference_says_so(place: Callable[[], Place]) -> None:

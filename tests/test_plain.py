@@ -5,6 +5,7 @@ import pytest
 from hydra.utils import instantiate
 
 from experiments.config.plain import plain
+from experiments.directory.allow_list import allowed
 from experiments.errors import UsageError
 
 
@@ -15,7 +16,10 @@ class Act(Enum):
 
 def test_a_part_of_the_users_is_built_with_the_same_enum_and_path() -> None:
     node = plain({"_target_": "builtins.dict", "act": Act.RELU, "at": [Path("x")]}, "model")
-    assert instantiate(node, _convert_="all") == {"act": Act.RELU, "at": [Path("x")]}
+    assert instantiate(node, _convert_="all", **allowed(node, "model")) == {
+        "act": Act.RELU,
+        "at": [Path("x")],
+    }
 
 
 def test_elsewhere_an_enum_is_its_name_and_a_path_its_text() -> None:

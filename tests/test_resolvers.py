@@ -1,6 +1,7 @@
 import pytest
 from omegaconf import OmegaConf
 
+from experiments.config.hydra_versions import register_resolver
 from experiments.config.resolvers import evaluate, register
 
 
@@ -53,7 +54,7 @@ def test_the_built_in_resolvers(text: str, value: object) -> None:
 
 def test_a_resolver_of_the_users_stays() -> None:
     OmegaConf.clear_resolver("lower")
-    OmegaConf.register_new_resolver("lower", lambda text: "mine")
+    register_resolver("lower", lambda text: "mine")
     try:
         register()
         assert OmegaConf.create({"x": "${lower:A}"}).x == "mine"

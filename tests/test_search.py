@@ -27,6 +27,7 @@ from saved_runs import record
 from under_way import UnderWay
 
 from experiments.config.compose import CONF
+from experiments.config.hydra_versions import VERSION_BASE
 from experiments.errors import UsageError
 from experiments.sweeps.search import search_space
 from experiments.sweeps.study import Setting, describe, open_study
@@ -136,7 +137,7 @@ def made() -> Made:
 
     def made(*arguments: str) -> Setting:
         fixed, space = search_space([*arguments])
-        with hydra.initialize_config_dir(str(CONF), "experiments", version_base="1.3"):
+        with hydra.initialize_config_dir(str(CONF), "experiments", **VERSION_BASE):
             return describe(lambda overrides: hydra.compose("config", overrides), fixed, space)
 
     return made

@@ -1,6 +1,10 @@
+import io
+import logging
+import sys
+
 import pytest
 
-from experiments.config.secrets import hide, redact, require, secret_variables
+from experiments.config.secrets import hide, redact, redact_logs, require, secret_variables
 from experiments.errors import UsageError
 
 
@@ -57,3 +61,21 @@ def test_messages_name_a_secret_in_the_place_of_its_value(monkeypatch: pytest.Mo
     monkeypatch.setenv("T_TOKEN", "correct-horse")
     require({"token": "${secret:T_TOKEN}"}, "data")
     assert redact("no correct-horse here") == "no ${secret:T_TOKEN} here"
+
+
+def test_a_traceback_in_a_log_has_the_name_of_a_secret_instead_of_its_value(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LOGGED_TOKEN", "abcd1234")
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [handler])
+    require("${secret:LOGGED_TOKEN}", "data.token")
+    redact_logs()
+    try:
+        raise RuntimeError("refused abcd1234")
+    except RuntimeError:
+        logging.getLogger().exception("failed")
+    assert "RuntimeError: refused ${secret:LOGGED_TOKEN}" in written.getvalue()
+    assert "abcd1234" not in written.getvalue()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import run_job
@@ -22,9 +21,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import resolvers
 from experiments.config.compose import validate
-from experiments.config.secrets import redact, require
+from experiments.config.secrets import redact, redact_logs, require
 from experiments.data import Data
 from experiments.directory import record
+from experiments.directory.allow_list import config_callbacks
 from experiments.directory.claim import claim
 from experiments.directory.identity import differences, identify, keep_changed
 from experiments.directory.paths import display_path
@@ -65,7 +65,7 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
         raise
     composed.hydra.run.dir = str(directory)
     composed.hydra.mode = RunMode.RUN
-    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(composed))
+    context = HydraContext(GlobalHydra.instance().config_loader(), config_callbacks(composed))
     context.callbacks.on_run_start(config=composed, config_name="config")
     result = run_job(run, composed, "hydra.run.dir", None, context)
     context.callbacks.on_run_end(config=composed, config_name="config", job_return=result)
@@ -106,6 +106,7 @@ def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
     it has ended in a state that a sweep keeps. Raises UsageError, Diverged, SystemExit after a
     signal, or any other exception; run.json records each.
     """
+    redact_logs()
     settings = HydraConfig.get()
     path = Path(settings.runtime.output_dir)
     with where_typed():

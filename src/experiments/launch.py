@@ -18,6 +18,7 @@ from experiments.config.compose import (
     explained,
     validate,
 )
+from experiments.config.hydra_versions import VERSION_BASE
 from experiments.config.search_path import (
     CONF,
     config_directories,
@@ -110,7 +111,7 @@ def run_hydra_main(args: Namespace) -> None:
     sys.argv = [typed[0], *args.overrides, *words]
     try:
         with explained(args, args.overrides):
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_nothing)()
+            hydra.main(config_path=str(CONF), config_name="config", **VERSION_BASE)(_nothing)()
     finally:
         sys.argv = typed
 

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.config.hydra_versions import VERSION_BASE, register_resolver
 from experiments.config.names import run_name
 from experiments.config.search_path import CONF as CONF  # re-exported
 from experiments.config.search_path import config_directories, make_conf_importable, set_entries
@@ -29,7 +30,7 @@ CONFIG_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLEr
 # OmegaConf looks its loader up by this name; libyaml's is the same in C.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[misc]
 # used in hydra.sweep.subdir, so that every launcher gives runs the same names
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+register_resolver("run_name", run_name, replace=True)
 
 
 def initialize(args: Namespace) -> None:
@@ -38,7 +39,7 @@ def initialize(args: Namespace) -> None:
         set_entries(args.config_dir, args.config_path)
         make_conf_importable()
         folder = str(Path(args.config_path or CONF).absolute())
-        hydra.initialize_config_dir(folder, "experiments", version_base="1.3")
+        hydra.initialize_config_dir(folder, "experiments", **VERSION_BASE)
 
 
 def compose(

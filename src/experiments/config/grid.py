@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Mapping
 from typing import Any, cast
 
-from hydra._internal.config_loader_impl import get_overrides_dirname
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -20,6 +19,7 @@ from experiments.config.compose import (
     explained,
     initialize,
 )
+from experiments.config.hydra_versions import set_override_dirname
 from experiments.config.slips import explain
 from experiments.errors import UsageError
 
@@ -115,13 +115,13 @@ def shared_config(args: Namespace, first: DictConfig, overrides: list[Override])
     except UsageError:
         shared = first
     task = [override for override in overrides if not override.is_hydra_override()]
-    naming = shared.hydra.job.config.override_dirname
     with open_dict(shared):
         if sweeper_params(shared):  # they are among the overrides
             shared.hydra.sweeper.params = None
+            # so that each job has the sweeper of the sweep, as Hydra 1.4 demands
+            given = cast(dict[str, Any], OmegaConf.to_container(shared.hydra.overrides))["hydra"]
+            shared.hydra.overrides.hydra = [*given, "hydra.sweeper.params=null"]
         shared.hydra.overrides.task = [str(override.input_line) for override in task]
-        shared.hydra.job.override_dirname = get_overrides_dirname(
-            task, list(naming.exclude_keys), naming.item_sep, naming.kv_sep
-        )
+        set_override_dirname(shared, task)
     enter(shared)
     return shared

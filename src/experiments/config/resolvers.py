@@ -14,6 +14,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from experiments.config.hydra_versions import register_resolver
 from experiments.errors import UsageError
 
 MODULES = "EXPERIMENTS_RESOLVERS"  # modules of --resolvers, separated by commas, for the workers
@@ -97,7 +98,7 @@ def register(names: Iterable[str] = BUILT_IN) -> None:
     """Register the built-in resolvers of these names; one of the user's of that name stays."""
     for name in names:
         if name in BUILT_IN and not OmegaConf.has_resolver(name):
-            OmegaConf.register_new_resolver(name, BUILT_IN[name])
+            register_resolver(name, BUILT_IN[name])
 
 
 def load_modules(modules: Iterable[str] | None = None) -> None:

@@ -6,6 +6,7 @@ config.yaml, run.json and TensorBoard, has the reference `${secret:NAME}` in its
 resolved again whenever the part is built, also by a run that is resumed.
 """
 
+import logging
 import os
 import re
 import sys
@@ -119,6 +120,20 @@ def redact(text: str) -> str:
     for value, name in _values.items():
         text = text.replace(value, f"${{secret:{name}}}")
     return text
+
+
+def redact_logs() -> None:
+    """Leave secrets out of the tracebacks that the root logger's handlers write: Hydra 1.4 has a
+    failed job's in its log file.
+    """
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_redact_record)
+
+
+def _redact_record(record: logging.LogRecord) -> bool:
+    if _values and record.exc_info:  # a formatter takes the text if there is one
+        record.exc_text = redact("".join(traceback.format_exception(*record.exc_info)).rstrip())
+    return True
 
 
 def _remember(value: str, name: str) -> None:

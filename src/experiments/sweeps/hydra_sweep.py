@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import cast
 
-from hydra._internal.callbacks import Callbacks
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
@@ -17,12 +16,14 @@ from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from experiments.config.compose import enter
+from experiments.config.hydra_versions import DIRNAME
 from experiments.config.names import quote_value
+from experiments.directory.allow_list import config_callbacks
 from experiments.directory.claim import claim
 from experiments.errors import UsageError
 
 HYDRAS_NAMES = "${hydra.job.num}"  # Hydra's default of hydra.sweep.subdir
-OUR_NAMES = "${run_name:${hydra.job.override_dirname}}"
+OUR_NAMES = f"${{run_name:{DIRNAME}}}"
 
 
 def name_runs(shared: DictConfig) -> None:
@@ -124,7 +125,7 @@ def run(shared: DictConfig, task: TaskFunction) -> bool:
     task: runs a job from its composed config; returns NaN for a failed one.
     """
     configure_log(shared.hydra.hydra_logging, shared.hydra.verbose)
-    callbacks = Callbacks(shared)
+    callbacks = config_callbacks(shared)
     callbacks.on_multirun_start(config=shared, config_name=shared.hydra.job.config_name)
     sweeper = Plugins.instance().instantiate_sweeper(
         config=shared,

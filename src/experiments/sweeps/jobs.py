@@ -13,6 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from experiments.config.compose import enter, validate
+from experiments.config.hydra_versions import override_dirname, written_dirname
 from experiments.config.names import flatten, format_value, run_name
 from experiments.config.references import RESOLVER, references, resolvers_used
 from experiments.directory.identity import differences, identify
@@ -186,10 +187,8 @@ def places(directory: Path, composed: DictConfig, continuation: Continuation) ->
     if name.is_absolute() or ".." in name.parts or not name.parts:
         raise UsageError(f"hydra.sweep.subdir={name}: expected a path below the sweep's directory")
     first = directory / name
-    overrides = cast(dict[str, Any], OmegaConf.to_container(composed.hydra.job))["override_dirname"]
-    by_overrides = not re.search(RESOLVER, overrides) and run_name(
-        composed.hydra.job.override_dirname
-    ) == str(name)
+    stable = not re.search(RESOLVER, written_dirname(composed))
+    by_overrides = stable and run_name(override_dirname(composed)) == str(name)
     if by_overrides and continuation.config(first) is None and not first.exists():
         yield first
         return

@@ -19,8 +19,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hydra import version
-from hydra._internal.callbacks import Callbacks
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobRuntime, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext
@@ -29,7 +27,9 @@ from omegaconf import DictConfig
 from experiments import job, stdio
 from experiments.config import resolvers
 from experiments.config.compose import validate
+from experiments.config.hydra_versions import set_version_base
 from experiments.config.secrets import redact
+from experiments.directory.allow_list import config_callbacks
 from experiments.directory.record import read_record
 from experiments.errors import Diverged, UsageError
 from experiments.interrupt import STOP_SIGNALS, ignore_stop_signals
@@ -62,7 +62,7 @@ def main(parent: Connection, cuda_device: int | None) -> None:
     multiprocessing.set_start_method("fork", force=True)
     os.register_at_fork(after_in_child=parent.close)  # or the parent would not see this one's death
     setup_globals()
-    version.setbase("1.3")
+    set_version_base()
     JobRuntime.instance().set("name", "experiments")
     Plugins.instance()  # plugins and modules of the user's may register resolvers
     resolvers.load_modules()
@@ -114,7 +114,7 @@ def run_in_directory(
             )
 
         # as Hydra's own launchers do, so that the config's callbacks are called
-        context = HydraContext(config_loader=None, callbacks=Callbacks(composed))  # type: ignore[arg-type]
+        context = HydraContext(config_loader=None, callbacks=config_callbacks(composed))  # type: ignore[arg-type]
         result = run_job(task, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
         value = result._return_value
         if result.status is JobStatus.COMPLETED:

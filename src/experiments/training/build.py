@@ -14,6 +14,7 @@ from hydra.utils import instantiate
 
 import experiments
 from experiments.config.secrets import redact, require
+from experiments.directory.allow_list import allowed, explain_refusal
 from experiments.errors import UsageError
 
 # Errors whose message suffices where torch or this package raised them about a config's values.
@@ -29,7 +30,7 @@ def build(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
     """
     require(config[group], group)
     try:
-        part = instantiate(config[group], _convert_="all")
+        part = instantiate(config[group], _convert_="all", **allowed(config[group], group))
         return part(*args, **kwargs) if args or kwargs else part
     except Exception as error:
         cause: BaseException = error
@@ -42,7 +43,7 @@ def build(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
                 raise
             raise raised from None
         if isinstance(cause, (InstantiationException, *ABOUT_VALUES)):
-            reason = redact(" ".join(str(cause).split()))
+            reason = redact(explain_refusal(" ".join(str(cause).split())))
             raise UsageError(f"{group}._target_={config[group]['_target_']}: {reason}") from None
         if cause is error:
             raise
