@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from experiments.config.compose import CONF, validate
+from experiments.config.hydra_versions import VERSION_BASE
 from experiments.data import Data
 from experiments.directory import record as runs
 from experiments.job import load_data
@@ -85,7 +86,7 @@ def project(
     show: the `progress` of `train`: called when fitting begins; its result at each epoch's end.
     model: stands in the config for the model.
     """
-    with hydra.initialize_config_dir(str(CONF), "experiments", version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), "experiments", **VERSION_BASE):
         config = validate(hydra.compose("config", overrides))
     config["model"] = model or config["model"]
     gc.freeze()  # as job.execute does
@@ -114,7 +115,7 @@ def project_epochs(data: Data, overrides: list[str], epochs: int) -> float:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     overrides = sys.argv[2:] or ["optimizer.lr=0.01", "scheduler=constant"]
-    with hydra.initialize_config_dir(str(CONF), "experiments", version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), "experiments", **VERSION_BASE):
         config = validate(hydra.compose("config", overrides))
     data = load_data(config)
     torch.set_num_threads(config["trainer"]["threads"])

@@ -15,8 +15,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from experiments.config.hydra_versions import register_resolver
 from experiments.config.resolvers import register
 from experiments.errors import UsageError
 
@@ -111,8 +110,8 @@ def mask() -> None:
             return f"${{secret:{name}}}"
         return value_of(name, *default)
 
-    OmegaConf.register_new_resolver("oc.env", env, replace=True)
-    OmegaConf.register_new_resolver("secret", "${{secret:{}}}".format, replace=True)
+    register_resolver("oc.env", env, replace=True)
+    register_resolver("secret", lambda name: f"${{secret:{name}}}", replace=True)
 
 
 def redact(text: str) -> str:
