@@ -1,5 +1,6 @@
 """Parts that do not go together are told in one line, before the first step."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
 from experiments import load_run
+from experiments.config.names import LOSS_MODULES
 from experiments.data import Data, Split
 from experiments.errors import UsageError
 from experiments.training.parts import Parts, build_loss, build_parts
@@ -101,6 +103,37 @@ def nothing(parameters: Iterable[Tensor]) -> None:
     """No optimizer."""
 
 
+class CutOff(nn.Module):
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs.detach(), targets)
+
+
+class Modulus(nn.Module):
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.abs().mean()
+
+
+class ComplexLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(784, 10, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to(torch.complex64) @ self.weight
+
+
+def complex_layer() -> nn.Module:
+    return ComplexLayer()
+
+
+def no_loss() -> dict[str, int]:
+    return {}
+
+
+def own_cross_entropy(outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+    return nn.functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
+
+
 class PerRow(nn.Module):
     """A loss that forgot its mean."""
 
@@ -129,10 +162,6 @@ class Distances(nn.Module):
         distances = (weighted[:, None] - weighted[None]).square().sum(2)
         same = targets[:, None] == targets[None, :]
         return (distances * same).mean()
-
-
-def square(outputs: Tensor, targets: Tensor) -> Tensor:
-    return ((outputs - targets) ** 2).mean()
 
 
 OPTIMIZER = {"_partial_": True, "lr": 0.1}
@@ -170,8 +199,13 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no reduction": (
         {"loss": torch_loss("CrossEntropyLoss", reduction="none")}, "use loss.reduction=mean",
     ),
-    "a function for a loss": (
-        {"loss": here("square", _partial_=True)}, "expected a torch.nn.Module",
+    "no loss": ({"loss": here("no_loss")}, "is a dict, expected a torch.nn.Module, or"),
+    "a loss cut off from the model": (
+        {"loss": here("CutOff")}, "has no gradient, so there is nothing to train",
+    ),
+    "fused steps of complex parameters": (
+        {"model": here("complex_layer"), "loss": here("Modulus")},
+        "optimizer.fused=true: takes real",
     ),
 }  # fmt: skip
 
@@ -203,8 +237,7 @@ def test_a_loss_of_ones_own_that_compares_each_row_with_all_is_told(
     parts: Build, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts(REGRESSION, flat, loss=here("Squares"))
-    # and that means over batches are by rows, since the loss is no mean over them
-    told, _ = capsys.readouterr().err.splitlines()
+    told = capsys.readouterr().err.splitlines()[0]
     assert "broadcasts (rows, 1) and (rows,) to (rows, rows)" in told
 
 
@@ -258,3 +291,29 @@ def test_an_optimizer_of_torch_that_steps_without_a_closure_is_built(parts: Buil
     for kind in kinds:
         target = f"torch.optim.{kind.__name__}"
         parts(["scheduler=constant"], optimizer={"_target_": target, **OPTIMIZER})
+
+
+# Functions as losses
+
+
+def test_a_function_of_ones_own_is_a_loss(parts: Build) -> None:
+    node = here("own_cross_entropy", _partial_=True, smoothing=0.1)
+    built = parts(loss=node)
+    logits, targets = torch.randn(4, 10), torch.tensor([1, 2, 3, 4])
+    assert torch.equal(
+        built.loss_func(logits, targets), own_cross_entropy(logits, targets, smoothing=0.1)
+    )
+
+
+def test_a_function_of_torch_is_the_module_that_calls_it(compose: Compose) -> None:
+    config = compose(["loss._target_=torch.nn.functional.cross_entropy", "+loss._partial_=true"])
+    assert config["loss"]["_target_"] == "torch.nn.CrossEntropyLoss"
+    assert "_partial_" not in config["loss"]
+
+
+@pytest.mark.parametrize("name", LOSS_MODULES)
+def test_a_function_of_torch_and_its_module_take_the_same_options(name: str) -> None:
+    function = inspect.signature(getattr(nn.functional, name))
+    module = inspect.signature(getattr(nn, LOSS_MODULES[name]))
+    options = set(function.parameters) - {"input", "target"}
+    assert options - {"weight"} == set(module.parameters) - {"weight"}

@@ -118,7 +118,7 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
     """
     # not needed by `--cfg`, nor by a config that cannot be composed
     from experiments.config import resolvers, secrets
-    from experiments.config.names import rename_moved_targets
+    from experiments.config.names import loss_as_module, rename_moved_targets
     from experiments.config.plain import plain
     from experiments.config.references import references, referred_roots, resolvers_used
     from experiments.config.schema import check, own_roots
@@ -143,7 +143,7 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
     roots = None if allow_unused else referred_roots([*found, *outside])
     if roots is not None and own_roots(config) - roots:
         roots |= roots_of_files(composed)
-    checked = check(rename_moved_targets(config), roots)
+    checked = check(loss_as_module(rename_moved_targets(config)), roots)
     path = checked["data"].get("path")
     if isinstance(path, str) and "://" not in path and not path.startswith("${"):
         # so that the saved config is valid in any working directory

@@ -24,6 +24,40 @@ MOVED: Mapping[str, str] = {
 }
 
 
+# Functions of torch.nn.functional and the modules of torch.nn that call them with the same options.
+LOSS_MODULES: Mapping[str, str] = {
+    "binary_cross_entropy": "BCELoss",
+    "binary_cross_entropy_with_logits": "BCEWithLogitsLoss",
+    "cross_entropy": "CrossEntropyLoss",
+    "hinge_embedding_loss": "HingeEmbeddingLoss",
+    "huber_loss": "HuberLoss",
+    "kl_div": "KLDivLoss",
+    "l1_loss": "L1Loss",
+    "mse_loss": "MSELoss",
+    "multi_margin_loss": "MultiMarginLoss",
+    "multilabel_margin_loss": "MultiLabelMarginLoss",
+    "multilabel_soft_margin_loss": "MultiLabelSoftMarginLoss",
+    "nll_loss": "NLLLoss",
+    "poisson_nll_loss": "PoissonNLLLoss",
+    "smooth_l1_loss": "SmoothL1Loss",
+    "soft_margin_loss": "SoftMarginLoss",
+}
+
+
+def loss_as_module(config: dict[str, Any]) -> dict[str, Any]:
+    """A config whose loss, where it is a function of torch.nn.functional, is the module that calls
+    that function.
+    """
+    node = config.get("loss")
+    if not isinstance(node, dict):
+        return config
+    module, _, name = str(node.get("_target_")).rpartition(".")
+    if module != "torch.nn.functional" or name not in LOSS_MODULES:
+        return config
+    options = {key: value for key, value in node.items() if key != "_partial_"}
+    return {**config, "loss": {**options, "_target_": f"torch.nn.{LOSS_MODULES[name]}"}}
+
+
 def rename_moved_targets(node: Any) -> Any:
     """A nested config with the old module names in its `_target_`s replaced."""
     if isinstance(node, dict):

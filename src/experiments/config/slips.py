@@ -83,6 +83,8 @@ def _explain_key(text: str, chain: list[BaseException], directories: list[Path])
             found[1], found[2], chain, list_options(directories)
         )
         return f"{found[1]}: unknown key{hint}"
+    if found := re.search(r"Could not delete from config. '([^']+)' does not exist", text):
+        return f"~{found[1]}: the config has no {found[1]}, or it is null; leave it out"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: cannot be set: it is no key of a mapping"
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):

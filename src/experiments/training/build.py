@@ -18,7 +18,7 @@ from experiments.directory.allow_list import allowed, explain_refusal
 from experiments.errors import UsageError
 
 # Errors whose message suffices where torch or this package raised them about a config's values.
-ABOUT_VALUES = (ImportError, TypeError, ValueError)
+ABOUT_VALUES = (ImportError, RuntimeError, TypeError, ValueError)
 
 
 def build(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:

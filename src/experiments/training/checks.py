@@ -12,7 +12,7 @@ from experiments.data.scan import Scan
 from experiments.directory.checkpoints import serialize
 from experiments.errors import UsageError
 from experiments.training.means import is_mean_over_rows, target_weights
-from experiments.training.probe import probe
+from experiments.training.probe import DetachedLoss, probe
 
 # Rows beside one with a NaN, to find whether a model or a loss can do with it.
 NEIGHBOURS = 4
@@ -119,7 +119,13 @@ def check_state(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, 
     x, y = (part.to(device) for part in select(train, list(range(min(2, len(train))))))
     parts = {"model": model, "loss": loss_func}
     check_extra_state(config, parts)
-    found = probe(parts, (x, y))
+    try:
+        found = probe(parts, (x, y))
+    except DetachedLoss:
+        raise UsageError(
+            f"loss._target_={config['loss']['_target_']}: has no gradient, so there is nothing to "
+            "train; leave out what cuts the loss off from the model: detach, no_grad, item, argmax"
+        ) from None
     if found is None:
         return True  # unknown: copies are always right
     names = found.evolving or ([] if found.repeatable else found.changed)
@@ -204,10 +210,12 @@ def mismatch_remedy(loss_func: nn.Module, x: Tensor, y: Tensor, logits: Tensor |
             return f"x is {x.dtype}: make it float32 with x.float(), or change the model"
         return "change model.in_features, model.out_features or data"
     if target_weights(loss_func) is not None:
+        if y.ndim == logits.ndim and y.shape[1:] == (1,) and logits.shape[1] > 1:
+            return "y is (rows, 1): make it class numbers (rows,) with y.squeeze(1).long()"
         if y.shape == logits.shape and not y.is_floating_point():
             return "y looks one-hot: make it class numbers with y.argmax(1), or y.float()"
         if y.is_floating_point() and y.ndim == logits.ndim - 1:
             return f"y holds class numbers as {y.dtype}: make them int64 with y.long()"
-        if y.dtype in (torch.int8, torch.int16, torch.int32):
+        if not y.is_floating_point() and y.dtype not in (torch.int64, torch.uint8):
             return f"y is {y.dtype}: make it int64 with y.long()"
     return "change model.in_features, model.out_features or data"

@@ -189,6 +189,12 @@ def check_optimizer(config: Mapping[str, Any], opt: Any, model: nn.Module) -> No
             f"{target}: its step requires a closure that computes the loss again, which the "
             "training loop does not give; use an optimizer that steps without, as SGD or Adam do"
         )
+    groups = [group for group in opt.param_groups if group.get("fused")]
+    if any(p.is_complex() for group in groups for p in group["params"]):
+        raise UsageError(
+            "optimizer.fused=true: takes real parameters, and the model has complex ones; use "
+            "optimizer.fused=false"
+        )
     if isinstance(opt, SparseAdam) and not any(getattr(m, "sparse", 0) for m in model.modules()):
         raise UsageError(
             f"{target}: needs sparse gradients, and no module of the model has sparse=True; "

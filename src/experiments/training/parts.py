@@ -1,5 +1,7 @@
 """Build the parts of a run from its config and check that they fit together."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +121,7 @@ def build_loss(config: dict[str, Any]) -> nn.Module:
     """The loss of a config. A list for an argument of torch's losses that is a tensor, such as
     `weight`, becomes float32.
 
-    Raises UsageError if it cannot be built, or is no module.
+    Raises UsageError if it cannot be built, or is neither a module nor a function.
     """
     node = config["loss"]
     tensors = {}
@@ -134,12 +136,26 @@ def build_loss(config: dict[str, Any]) -> nn.Module:
         rest = {key: value for key, value in node.items() if key not in tensors}
         config = {**config, "loss": {**rest, "_partial_": True}}
     loss_func = build(config, "loss", **tensors)
+    if node.get("_partial_") or inspect.isfunction(loss_func):
+        return FunctionLoss(loss_func)
     if not isinstance(loss_func, nn.Module):
         raise UsageError(
             f"loss._target_={node['_target_']}: is a {type(loss_func).__name__}, expected a "
-            "torch.nn.Module; call the function in the forward of one"
+            "torch.nn.Module, or, with _partial_: true, a function of outputs and targets"
         )
     return loss_func
+
+
+class FunctionLoss(nn.Module):
+    """A function of outputs and targets as a loss."""
+
+    def __init__(self, function: Callable[[Any, Any], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss, float32 ()."""
+        return self.function(outputs, targets)
 
 
 def is_numbers(value: object) -> bool:
@@ -159,7 +175,7 @@ def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, sp
             logits = model.eval()(x)
             check_outputs(config, loss_func, logits, y)
             loss = loss_func.eval()(logits, y)
-    except (IndexError, RuntimeError, ValueError) as error:
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if ends_in_user_code(error.__traceback__):
             raise
         reason = str(error).partition("\n")[0]

@@ -42,9 +42,15 @@ class Findings:
     writes_input: bool
 
 
+class DetachedLoss(Exception):
+    """The loss of a training step has no gradient."""
+
+
 def probe(parts: Mapping[str, nn.Module], batch: Batch) -> Findings | None:
     """Try two equal steps of the parts `model` and `loss` on a batch; None if a step raises, which
     training itself will show. Weights, buffers, attributes and generators are put back.
+
+    Raises DetachedLoss if the loss does not depend on any parameter.
     """
     modules = [(name, module) for name, part in parts.items() for name, module in named(name, part)]
     snapshot = Snapshot(modules)
@@ -56,6 +62,8 @@ def probe(parts: Mapping[str, nn.Module], batch: Batch) -> Findings | None:
             again, _ = step(parts, batch)
             second = snapshot.attributes()
             wrote = wrote or writes_in_evaluation(parts, batch)
+    except DetachedLoss:
+        raise
     except Exception:
         return None
     finally:
@@ -83,6 +91,8 @@ def step(parts: Mapping[str, nn.Module], batch: Batch) -> tuple[list[Tensor], bo
         torch.cuda.manual_seed_all(0)
     xb, yb = (part.clone() for part in batch)
     loss = loss_func(model(xb), yb)
+    if not loss.requires_grad:
+        raise DetachedLoss
     parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     results = [loss.detach(), *(grad.sum() for grad in grads if grad is not None)]
