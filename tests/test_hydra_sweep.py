@@ -15,7 +15,7 @@ from saved_runs import record
 from experiments.config.compose import CONF, enter, validate
 from experiments.config.hydra_versions import VERSION_BASE, register_resolver
 from experiments.directory.record import built_part, config_text, start
-from experiments.sweeps.hydra_sweep import OUR_NAMES
+from experiments.sweeps.hydra_sweep import OUR_NAMES, is_constant
 from experiments.sweeps.jobs import Continuation, Job, place_job
 
 Completed = subprocess.CompletedProcess[str]
@@ -258,6 +258,19 @@ def test_the_number_of_a_job_can_be_its_seed(mixed: Path) -> None:
 
 def test_a_sweeps_name_may_have_blanks_and_accents(mixed: Path) -> None:
     assert len(list((mixed / "outputs" / "été à deux").glob("*/run.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "constant"),
+    [("plain", True), ("${hydra:runtime.choices.model}", True), ("${where}", True),
+     ("${now:%S}", False), ("${when}", False), ("${mine:}", False)],
+)  # fmt: skip
+def test_a_directory_that_a_file_names_is_that_of_the_same_sweep(name: str, constant: bool) -> None:
+    shared = OmegaConf.create(
+        {"where": "here", "hydra": {"sweep": {"dir": f"sweeps/{name}"}}}
+        | ({"when": "${now:%S}"} if name == "${when}" else {})
+    )
+    assert is_constant(shared) == constant
 
 
 def test_an_option_names_the_directory_of_a_sweep(

@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from experiments.config.compose import enter
 from experiments.config.hydra_versions import DIRNAME
 from experiments.config.names import quote_value
+from experiments.config.references import Reference, references, referred_roots, resolvers_used
+from experiments.config.resolvers import BUILT_IN
 from experiments.directory.allow_list import config_callbacks
 from experiments.directory.claim import claim
 from experiments.errors import UsageError
@@ -53,8 +55,8 @@ def names(shared: DictConfig) -> str:
 
 
 def choose_directory(shared: DictConfig) -> Path:
-    """The sweep's directory, claimed unless the user chose it on the command line, and set in the
-    shared config. Raises UsageError if it lies in a single run's directory.
+    """The sweep's directory, a new one unless the user chose one, and set in the shared config.
+    Raises UsageError if it lies in a single run's directory.
     """
     directory = Path(shared.hydra.sweep.dir)
     for folder in (directory, *directory.absolute().parents):
@@ -65,7 +67,7 @@ def choose_directory(shared: DictConfig) -> Path:
             )
     overrides = written(shared)["hydra"]
     others = [word for word in overrides if not word.lstrip("+").startswith("hydra.sweep.dir=")]
-    if others == overrides:
+    if others == overrides and not is_constant(shared):
         directory = claim(directory, exact=False)
     with open_dict(shared):
         shared.hydra.mode = RunMode.MULTIRUN
@@ -74,6 +76,18 @@ def choose_directory(shared: DictConfig) -> Path:
         # them to several directories
         shared.hydra.overrides.hydra = [*others, quote_value(f"hydra.sweep.dir={directory}")]
     return directory
+
+
+def is_constant(shared: DictConfig) -> bool:
+    """Whether `hydra.sweep.dir` names the same directory each time: without `${now:...}`, and
+    without resolvers that are not known, also in variables that it may refer to.
+    """
+    text = str(OmegaConf.to_container(shared.hydra.sweep)["dir"])  # type: ignore[index,call-overload]
+    found = [Reference(("hydra", "sweep", "dir"), text)]
+    if referred_roots(found) - {"hydra"}:
+        job = OmegaConf.masked_copy(shared, [str(key) for key in shared if key != "hydra"])
+        found += references(OmegaConf.to_container(job))
+    return resolvers_used(found) <= {"hydra", "oc.env", "oc.select", *BUILT_IN}
 
 
 def reject_intervals(shared: DictConfig, overrides: list[Override]) -> None:
