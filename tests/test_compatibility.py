@@ -164,6 +164,36 @@ class Distances(nn.Module):
         return (distances * same).mean()
 
 
+def tensor_lr(parameters: Iterable[Tensor]) -> Optimizer:
+    return torch.optim.SGD(parameters, lr=torch.tensor(0.1))
+
+
+class Broken(nn.Module):
+    """Calls a layer with the wrong number of columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x[:, :4])  # type: ignore[no-any-return]
+
+
+class CountingCalls(nn.Module):
+    """Counts all its calls in a buffer."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
 OPTIMIZER = {"_partial_": True, "lr": 0.1}
 REGRESSION = ["model.out_features=1"]
 
@@ -198,6 +228,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a loss for each row": ({"loss": here("PerRow")}, "returns a tensor of shape (2,) for a batch"),
     "no reduction": (
         {"loss": torch_loss("CrossEntropyLoss", reduction="none")}, "use loss.reduction=mean",
+    ),
+    "a tensor as lr": ({"optimizer": here("tensor_lr", _partial_=True)}, "its lr is a tensor"),
+    "a function that is called": (
+        {"loss": here("own_cross_entropy")}, "a function of them needs loss._partial_=true",
     ),
     "no loss": ({"loss": here("no_loss")}, "is a dict, expected a torch.nn.Module, or"),
     "a loss cut off from the model": (
@@ -317,3 +351,33 @@ def test_a_function_of_torch_and_its_module_take_the_same_options(name: str) -> 
     module = inspect.signature(getattr(nn, LOSS_MODULES[name]))
     options = set(function.parameters) - {"input", "target"}
     assert options - {"weight"} == set(module.parameters) - {"weight"}
+
+
+def test_training_starts_from_the_buffers_that_the_model_was_built_with(parts: Build) -> None:
+    assert parts(model=here("CountingCalls")).model.calls == 0
+
+
+def test_an_error_of_a_layer_says_which_line_of_ones_own_called_it(parts: Build) -> None:
+    with pytest.raises(UsageError, match=rf"cannot be multiplied .*, at {__file__}, line \d+\)"):
+        parts(model=here("Broken"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "targets", "loss", "remedy"),
+    [
+        ((), lambda split: split.y[:, None], "CrossEntropyLoss", "with y.squeeze(1)"),
+        ((), lambda split: split.y > 4, "CrossEntropyLoss", "int64 with y.long()"),
+        (REGRESSION, flat, "BCEWithLogitsLoss", "y[:, None], or squeeze(1) the outputs"),
+        (REGRESSION, lambda split: split.y[:, None] % 2, "BCEWithLogitsLoss", "with y.float()"),
+    ],
+    ids=["a column of classes", "bool", "no column", "integers"],
+)
+def test_targets_that_the_loss_does_not_take_are_told_with_the_remedy(
+    overrides: list[str],
+    targets: Callable[[Split], Tensor],
+    loss: str,
+    remedy: str,
+    parts: Build,
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(remedy)):
+        parts(overrides, targets, loss=torch_loss(loss))

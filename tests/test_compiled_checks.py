@@ -154,6 +154,22 @@ def test_a_loader_that_only_takes_other_options_is_compiled(make: Make, split: S
     make(loader=WithOptions(split, batch_size=64))
 
 
+def test_bytes_that_are_codes_reach_eager_and_compiled_steps_as_they_are(make: Make) -> None:
+    class Codes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.out = nn.Embedding(20, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if x.is_floating_point():  # of the factory, which tries it on other rows
+                return x
+            return self.out(self.embedding(x.long()).mean(1))  # type: ignore[no-any-return]
+
+    x = torch.randint(0, 20, (ROWS, 8)).to(torch.uint8)
+    codes = Split(x, (x[:, 0] > 9).long(), pixels=False)
+    make(Codes(), loader=TensorLoader(codes, batch_size=64))
+
+
 def test_a_graph_that_would_be_too_large_has_fewer_steps(
     make: Make, monkeypatch: pytest.MonkeyPatch, split: Split
 ) -> None:

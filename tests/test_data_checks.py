@@ -110,6 +110,29 @@ def test_a_dataset_with_a_generator_of_its_own_is_refused() -> None:
     check_data(data(train=Noisy(split(40))), "mine.load")
 
 
+class Rare(Noisy):
+    """Draws from a generator of its own for the last row alone."""
+
+    def __init__(self, rows: Split, seeded: bool) -> None:
+        super().__init__(rows)
+        self.parts, self.seeded = [random.Random(0)], seeded
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        x, y = self.rows.x[row], self.rows.y[row]
+        if self.seeded:
+            self.parts[0].seed(row)
+        return (x + self.parts[0].random() if row == len(self) - 1 else x), y
+
+
+def test_a_generator_that_few_rows_draw_from_is_found_when_all_are_read() -> None:
+    with pytest.raises(UsageError, match="row 39 of a Dataset draws from a generator of its own"):
+        _ = data(train=Rare(split(40), seeded=False)).scans
+
+
+def test_a_generator_that_is_seeded_by_the_row_is_fine() -> None:
+    assert data(train=Rare(split(40), seeded=True)).scans["train"].fingerprint
+
+
 def test_rows_that_were_written_to_are_loaded_again(compose: Compose) -> None:
     config = compose([])
     rows = job.load_data(config).valid.x
@@ -238,6 +261,17 @@ def test_a_model_that_writes_to_its_input_gets_copies(
     assert torch.equal(tiny.valid.x, before)
 
 
+class Capped(nn.CrossEntropyLoss):
+    """Writes to the targets, and leaves those of the first rows as they are."""
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return super().forward(outputs, targets.clamp_(max=1))
+
+
+def test_a_write_that_leaves_the_first_rows_as_they_are_is_found() -> None:
+    assert check_state(CONFIG, linear(), Capped(), split(9))
+
+
 def test_a_write_to_a_view_is_noticed_after_its_batch() -> None:
     batches = TensorLoader(split(8), batch_size=4).batches()
     next(batches)[0].add_(1)
@@ -311,6 +345,56 @@ def test_state_in_a_checkpoint_and_state_that_changes_nothing_are_accepted(
     check_state(CONFIG, model, nn.CrossEntropyLoss(), split(9))
     assert not getattr(model, "calls", 0)
     assert not hasattr(model, "last")
+
+
+class Hooked(nn.Linear):
+    """Registers a hook with the first training step."""
+
+    ready = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not self.ready:
+            self.register_forward_hook(lambda module, args, output: output * 2)
+            self.ready = True
+        return super().forward(x)
+
+
+def test_a_hook_that_the_first_training_step_registers_is_there_once() -> None:
+    model = Hooked(4, 3)
+    probe({"model": model, "loss": nn.CrossEntropyLoss()}, (split(9).x, split(9).y))
+    model.train()(split(9).x)
+    assert len(model._forward_hooks) == 1
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    class Detached(nn.CrossEntropyLoss):
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return super().forward(outputs.detach(), targets)
+
+    config = {**CONFIG, "loader": {"batch_size": 4}}
+    with pytest.raises(UsageError, match=r"^loss._target_=mine.Loss: has no gradient"):
+        check_state(config, linear(), Detached(), split(9))
+
+
+def test_a_loss_whose_gradient_does_not_reach_the_model_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Constant(nn.Module):
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return torch.zeros((), requires_grad=True)
+
+    check_state({**CONFIG, "loader": {"batch_size": 4}}, linear(), Constant(), split(9))
+    assert "warning: loss._target_=mine.Loss: does not depend" in capsys.readouterr().err
+
+
+def test_a_loss_of_pairs_that_finds_none_in_two_rows_is_fine() -> None:
+    class OfSome(nn.CrossEntropyLoss):
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return (
+                super().forward(outputs[2:], targets[2:]) if len(targets) > 2 else torch.zeros(())
+            )
+
+    check_state({**CONFIG, "loader": {"batch_size": 4}}, linear(), OfSome(), split(9))
 
 
 def test_a_probe_leaves_weights_buffers_and_generators_as_they_were() -> None:

@@ -151,7 +151,8 @@ def take_eager_steps(checked: Checked, calls: list[Tensor]) -> Values:
             for step_rows in index.split(size):
                 batches = step_rows.split(size // eager.accumulated)
                 loader: Any = eager.loader
-                result = eager.step([gather(loader.x, loader.y, rows) for rows in batches])
+                xs, ys, pixels = loader.x, loader.y, loader.pixels
+                result = eager.step([gather(xs, ys, rows, pixels) for rows in batches])
                 losses.append(result.losses)
         states = [checked.opt.state[p] for p in checked.parameters.values()]
         values = collect(checked, saved, list(tensors.values()), states, torch.stack(losses))

@@ -11,6 +11,9 @@ import torch.utils.data
 
 from experiments.data.streams import derive
 
+# How deep, and how far into a list, the generators of a data set are looked for.
+MAX_DEPTH, MAX_PARTS = 4, 100
+
 
 class Samples(torch.utils.data.Dataset[Any]):
     """A map-style data set in one epoch. What reading a row draws from the global generators of
@@ -57,3 +60,33 @@ def preserved_generators() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
+
+
+def own_generators(dataset: Any) -> list[str]:
+    """The states of the random generators that a data set keeps, also in parts and lists of parts,
+    to see whether reading rows draws from one.
+    """
+    states: list[str] = []
+    seen: set[int] = set()
+
+    def visit(value: Any, depth: int) -> None:
+        if id(value) in seen or depth > MAX_DEPTH:
+            return
+        seen.add(id(value))
+        if isinstance(value, random.Random):
+            states.append(str(hash(value.getstate())))
+        elif isinstance(value, np.random.Generator):
+            states.append(repr(value.bit_generator.state))
+        elif isinstance(value, np.random.RandomState):
+            states.append(repr(value.get_state()))
+        elif isinstance(value, torch.Generator):
+            states.append(str(hash(value.get_state().numpy().tobytes())))
+        elif isinstance(value, list | tuple):
+            for part in value[:MAX_PARTS]:
+                visit(part, depth + 1)
+        elif not isinstance(value, type | torch.Tensor | np.ndarray):
+            for part in list(getattr(value, "__dict__", {}).values())[:MAX_PARTS]:
+                visit(part, depth + 1)
+
+    visit(dataset, 0)
+    return states

@@ -8,9 +8,10 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from experiments.data.samples import Samples, preserved_generators
+from experiments.data.samples import Samples, own_generators, preserved_generators
 from experiments.data.splits import Split, reads_samples
 from experiments.directory.fingerprint import fingerprint
+from experiments.errors import UsageError
 
 # The rows of a Dataset that are read if it brings a fingerprint of its own.
 FIRST_ROWS = 8
@@ -72,7 +73,7 @@ def scan_samples(dataset: Any) -> Scan:
     """Read the rows of a map-style Dataset one by one, with the draws of seed 0 and epoch 0."""
     found, digest = Scan(), hashlib.sha256()
     own = getattr(dataset, "fingerprint", None)
-    samples = Samples(dataset)
+    samples, generators = Samples(dataset), own_generators(dataset)
     rows = len(dataset) if own is None else min(FIRST_ROWS, len(dataset))
     with preserved_generators():
         for row in range(rows):
@@ -85,7 +86,31 @@ def scan_samples(dataset: Any) -> Scan:
                 if name == "y" and not flat.is_floating_point():
                     for target in flat.unique().tolist():
                         found.classes.setdefault(target, row)
+        drawn_by = None
+        if own_generators(dataset) != generators:
+            drawn_by = first_drawing_row(samples, rows)
+    if drawn_by is not None:
+        raise UsageError(
+            f"data: reading row {drawn_by} of a Dataset draws from a generator of its own, which "
+            "no checkpoint holds; draw from random, np.random or torch, which are seeded for each "
+            "row"
+        )
     found.fingerprint = digest.hexdigest()
     if own is not None:
         found.fingerprint = str(own() if callable(own) else own)
     return found
+
+
+def first_drawing_row(samples: Samples, rows: int) -> int | None:
+    """The first row whose reading moves a generator of the Dataset on; None if each reading that
+    draws seeds the generator first, as a function of the row.
+    """
+    for row in range(rows):
+        before = own_generators(samples.dataset)
+        samples.read(row)
+        after = own_generators(samples.dataset)
+        if after != before:
+            samples.read(row)
+            if own_generators(samples.dataset) != after:
+                return row
+    return None

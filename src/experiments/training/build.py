@@ -71,6 +71,13 @@ def ends_in_user_code(trace: TracebackType | None) -> bool:
     return bool(files) and _is_user_code(files[-1])
 
 
+def user_line(trace: TracebackType | None) -> str:
+    """Where the user's code called what raised, as `, at FILE, line N`; empty if nowhere."""
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(trace)]
+    place = next((frame for frame in reversed(frames) if _is_user_code(frame[0])), None)
+    return "" if place is None else f", at {place[0]}, line {place[1]}"
+
+
 def _files(trace: TracebackType | None) -> list[str]:
     return [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
 

@@ -12,7 +12,7 @@ from experiments.data.scan import Scan
 from experiments.directory.checkpoints import serialize
 from experiments.errors import UsageError
 from experiments.training.means import is_mean_over_rows, target_weights
-from experiments.training.probe import DetachedLoss, probe
+from experiments.training.probe import probe
 
 # Rows beside one with a NaN, to find whether a model or a loss can do with it.
 NEIGHBOURS = 4
@@ -119,15 +119,11 @@ def check_state(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, 
     x, y = (part.to(device) for part in select(train, list(range(min(2, len(train))))))
     parts = {"model": model, "loss": loss_func}
     check_extra_state(config, parts)
-    try:
-        found = probe(parts, (x, y))
-    except DetachedLoss:
-        raise UsageError(
-            f"loss._target_={config['loss']['_target_']}: has no gradient, so there is nothing to "
-            "train; leave out what cuts the loss off from the model: detach, no_grad, item, argmax"
-        ) from None
+    found = probe(parts, (x, y))
     if found is None:
         return True  # unknown: copies are always right
+    if not found.trains_model:
+        check_gradient(config, parts, train, device)
     names = found.evolving or ([] if found.repeatable else found.changed)
     if names:
         name = names[0]
@@ -144,6 +140,24 @@ def check_state(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, 
             file=sys.stderr,
         )
     return found.writes_input
+
+
+def check_gradient(
+    config: dict[str, Any], parts: dict[str, nn.Module], train: Any, device: torch.device
+) -> None:
+    """Raise UsageError if the loss of a training batch has no gradient; say if it has one, but not
+    with respect to the model. For a loss of which two rows had none: of pairs, say.
+    """
+    rows = list(range(min(config["loader"]["batch_size"], len(train))))
+    x, y = (part.to(device) for part in select(train, rows))
+    found = probe(parts, (x, y))
+    if found is None or found.trains_model:
+        return
+    target = f"loss._target_={config['loss']['_target_']}"
+    remedy = "leave out what cuts the loss off from the model: detach, no_grad, item, argmax"
+    if not found.has_gradient:
+        raise UsageError(f"{target}: has no gradient, so there is nothing to train; {remedy}")
+    print(f"warning: {target}: does not depend on the model's weights; {remedy}", file=sys.stderr)
 
 
 def check_last_batch(
@@ -206,7 +220,7 @@ def report_mean(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, 
 def mismatch_remedy(loss_func: nn.Module, x: Tensor, y: Tensor, logits: Tensor | None) -> str:
     """What to change so that model, loss and data fit together, as dtypes and shapes tell."""
     if logits is None:
-        if x.dtype == torch.float64 or not x.is_floating_point():
+        if x.dtype != torch.float32:
             return f"x is {x.dtype}: make it float32 with x.float(), or change the model"
         return "change model.in_features, model.out_features or data"
     if target_weights(loss_func) is not None:
@@ -218,4 +232,9 @@ def mismatch_remedy(loss_func: nn.Module, x: Tensor, y: Tensor, logits: Tensor |
             return f"y holds class numbers as {y.dtype}: make them int64 with y.long()"
         if not y.is_floating_point() and y.dtype not in (torch.int64, torch.uint8):
             return f"y is {y.dtype}: make it int64 with y.long()"
+    elif isinstance(loss_func, nn.BCELoss | nn.BCEWithLogitsLoss):
+        if (*y.shape, 1) == logits.shape:
+            return "give the targets a second dimension, y[:, None], or squeeze(1) the outputs"
+        if y.shape == logits.shape and not y.is_floating_point():
+            return f"y is {y.dtype}: make it float32 with y.float()"
     return "change model.in_features, model.out_features or data"

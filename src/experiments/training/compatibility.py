@@ -184,6 +184,10 @@ def check_optimizer(config: Mapping[str, Any], opt: Any, model: nn.Module) -> No
         raise UsageError(
             f"{target}: returned a {type(opt).__name__}; return a torch.optim.Optimizer"
         )
+    if any(isinstance(group["lr"], Tensor) for group in opt.param_groups if "lr" in group):
+        raise UsageError(
+            f"{target}: its lr is a tensor, which is neither logged nor scheduled; use a number"
+        )
     if requires_argument(opt.step):
         raise UsageError(
             f"{target}: its step requires a closure that computes the loss again, which the "

@@ -14,7 +14,7 @@ from experiments.data import Data, reads_samples
 from experiments.data.loaders import Loader, TensorLoader, evaluation_options, select
 from experiments.errors import UsageError
 from experiments.training.accuracy import OF_CLASSES, has_accuracy
-from experiments.training.build import build, ends_in_user_code
+from experiments.training.build import build, ends_in_user_code, user_line
 from experiments.training.checks import (
     check_last_batch,
     check_state,
@@ -30,6 +30,7 @@ from experiments.training.compatibility import (
     check_parameters,
     report_broadcast,
 )
+from experiments.training.probe import preserved_buffers
 from experiments.training.scheduling import Schedule, build_schedule
 
 
@@ -71,14 +72,15 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
             f"loader.batch_size={batch_size}: drop_last leaves no batch of {len(data.train)} rows; "
             "make it smaller"
         )
-    check_fit(config, model, loss_func, data.train)
-    check_values(config, model, loss_func, data)
-    copies = check_state(config, model, loss_func, data.train)
-    check_last_batch(config, model, loss_func, data.train, train_loader)
+    with preserved_buffers(model, loss_func):
+        check_fit(config, model, loss_func, data.train)
+        check_values(config, model, loss_func, data)
+        copies = check_state(config, model, loss_func, data.train)
+        check_last_batch(config, model, loss_func, data.train, train_loader)
+        report_mean(config, model, loss_func, data.train)
     for loader in (train_loader, valid_loader, test_loader):
         if isinstance(loader, TensorLoader):
             loader.copies = copies
-    report_mean(config, model, loss_func, data.train)
     loss_func.train()
     opt = build(config, "optimizer", trained_parameters(model, loss_func))
     check_optimizer(config, opt, model)
@@ -119,7 +121,8 @@ def trained_parameters(model: nn.Module, loss_func: nn.Module) -> Any:
 
 def build_loss(config: dict[str, Any]) -> nn.Module:
     """The loss of a config. A list for an argument of torch's losses that is a tensor, such as
-    `weight`, becomes float32.
+    `weight`, becomes float32. A function of outputs and targets, with `_partial_: true`, becomes a
+    module.
 
     Raises UsageError if it cannot be built, or is neither a module nor a function.
     """
@@ -135,7 +138,12 @@ def build_loss(config: dict[str, Any]) -> nn.Module:
     if tensors:
         rest = {key: value for key, value in node.items() if key not in tensors}
         config = {**config, "loss": {**rest, "_partial_": True}}
-    loss_func = build(config, "loss", **tensors)
+    try:
+        loss_func = build(config, "loss", **tensors)
+    except UsageError as error:
+        if "required positional argument" not in str(error) or node.get("_partial_"):
+            raise
+        raise UsageError(f"{error}; a function of them needs loss._partial_=true") from None
     if node.get("_partial_") or inspect.isfunction(loss_func):
         return FunctionLoss(loss_func)
     if not isinstance(loss_func, nn.Module):
@@ -178,7 +186,7 @@ def check_fit(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, sp
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         if ends_in_user_code(error.__traceback__):
             raise
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] + user_line(error.__traceback__)
         raise UsageError(
             f"model._target_={config['model']['_target_']}: does not fit data of "
             f"x {(len(split), *x.shape[1:])}, y {(len(split), *y.shape[1:])} ({reason}); "

@@ -5,25 +5,24 @@ put back afterwards. What a module keeps outside its state_dict shows as an attr
 changing, or as another loss the second time.
 """
 
+import contextlib
 import copy
-import random
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from experiments.data.checks import same_bits
 from experiments.data.loaders import Batch
 from experiments.data.samples import preserved_generators, seed_generators
+from experiments.training.frozen import copied, frozen
 
 # Attributes that every module has; its tensors and submodules are looked at by themselves.
 INTERNAL = frozenset(vars(nn.Module()))
-# Larger tensors and containers are compared by identity and version or by length only.
-MAX_ELEMENTS, MAX_ITEMS, MAX_DEPTH = 1 << 20, 10_000, 6
+HOOKS = frozenset(name for name in INTERNAL if name.endswith("_hooks"))
 
 
 @dataclass(frozen=True)
@@ -34,36 +33,32 @@ class Findings:
     changed: those that changed in the first of two equal steps
     repeatable: whether the second of two equal steps gave the same loss and gradients
     writes_input: whether model or loss wrote to the batch
+    has_gradient: whether the loss has a gradient
+    trains_model: whether a gradient reaches a parameter of the model
     """
 
     evolving: list[str]
     changed: list[str]
     repeatable: bool
     writes_input: bool
-
-
-class DetachedLoss(Exception):
-    """The loss of a training step has no gradient."""
+    has_gradient: bool
+    trains_model: bool
 
 
 def probe(parts: Mapping[str, nn.Module], batch: Batch) -> Findings | None:
     """Try two equal steps of the parts `model` and `loss` on a batch; None if a step raises, which
     training itself will show. Weights, buffers, attributes and generators are put back.
-
-    Raises DetachedLoss if the loss does not depend on any parameter.
     """
     modules = [(name, module) for name, part in parts.items() for name, module in named(name, part)]
     snapshot = Snapshot(modules)
     try:
         with preserved_generators(), torch.random.fork_rng(enabled=torch.cuda.is_initialized()):
-            loss, wrote = step(parts, batch)
+            one = step(parts, batch)
             first = snapshot.attributes()
             snapshot.restore_checkpointed()
-            again, _ = step(parts, batch)
+            again = step(parts, batch)
             second = snapshot.attributes()
-            wrote = wrote or writes_in_evaluation(parts, batch)
-    except DetachedLoss:
-        raise
+            wrote = one.wrote or writes_in_evaluation(parts, batch)
     except Exception:
         return None
     finally:
@@ -72,9 +67,31 @@ def probe(parts: Mapping[str, nn.Module], batch: Batch) -> Findings | None:
     return Findings(
         evolving=[name for name, value in second.items() if first.get(name) != value],
         changed=[name for name, value in first.items() if before.get(name) != value],
-        repeatable=all(map(same_bits, loss, again)),
+        repeatable=all(map(same_bits, one.results, again.results)),
         writes_input=wrote,
+        has_gradient=one.has_gradient,
+        trains_model=one.trains_model,
     )
+
+
+@contextlib.contextmanager
+def preserved_buffers(*parts: nn.Module) -> Iterator[None]:
+    """Put the values of buffers back that a forward pass changes in evaluation mode, too, so that
+    training starts from those that the parts were built with.
+    """
+    kept = [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for part in parts
+        for module in part.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer)
+    ]
+    yield
+    with torch.no_grad():
+        for table, name, buffer, value in kept:
+            if table.get(name) is not buffer or not same_bits(buffer, value):
+                table[name] = buffer
+                buffer.detach().copy_(value)
 
 
 def named(name: str, part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -83,28 +100,46 @@ def named(name: str, part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield f"{name}.{path}" if path else name, module
 
 
-def step(parts: Mapping[str, nn.Module], batch: Batch) -> tuple[list[Tensor], bool]:
-    """The loss of a batch and the sum of each gradient, and whether the batch was written to."""
+@dataclass(frozen=True)
+class Step:
+    """A step without its update: the loss and the sum of each gradient; the rest as in Findings."""
+
+    results: list[Tensor]
+    wrote: bool
+    has_gradient: bool
+    trains_model: bool
+
+
+def step(parts: Mapping[str, nn.Module], batch: Batch) -> Step:
+    """Compute the loss of a batch and its gradients, with the draws of one seed."""
     model, loss_func = parts["model"].train(), parts["loss"].train()
     seed_generators(0)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
     xb, yb = (part.clone() for part in batch)
+    before = xb._version, yb._version
     loss = loss_func(model(xb), yb)
-    if not loss.requires_grad:
-        raise DetachedLoss
     parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
-    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-    results = [loss.detach(), *(grad.sum() for grad in grads if grad is not None)]
-    return results, not (same_bits(xb, batch[0]) and same_bits(yb, batch[1]))
+    of_model = sum(p.requires_grad for p in model.parameters())
+    grads: tuple[Tensor | None, ...] = ()
+    if loss.requires_grad:
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return Step(
+        [loss.detach(), *(grad.sum() for grad in grads if grad is not None)],
+        (xb._version, yb._version) != before,
+        loss.requires_grad,
+        any(grad is not None for grad in grads[:of_model]),
+    )
 
 
 @torch.no_grad()
 def writes_in_evaluation(parts: Mapping[str, nn.Module], batch: Batch) -> bool:
     """Whether model or loss write to their batch in evaluation mode."""
     xb, yb = (part.clone() for part in batch)
+    # versions, since a write such as clamp_ may leave the values of these rows as they are
+    before = xb._version, yb._version
     parts["loss"].eval()(parts["model"].eval()(xb), yb)
-    return not (same_bits(xb, batch[0]) and same_bits(yb, batch[1]))
+    return (xb._version, yb._version) != before
 
 
 class Snapshot:
@@ -118,6 +153,13 @@ class Snapshot:
             for _, module in modules
         ]
         self.training = [module.training for _, module in modules]
+        # or a hook that the first training step registers would be there twice
+        self.hooks = [
+            (hooks, hooks.copy())
+            for _, module in modules
+            for name, hooks in vars(module).items()
+            if name in HOOKS
+        ]
         self.tensors = [
             (table, name, tensor, tensor.detach().clone(), name in persistent(module, table))
             for _, module in modules
@@ -150,6 +192,10 @@ class Snapshot:
     def restore(self) -> None:
         """Restore everything."""
         self.restore_tensors(lambda persistent: True)
+        for hooks, before in self.hooks:
+            for key in [key for key in hooks if key not in before]:
+                del hooks[key]
+            hooks.update(before)
         for (_, module), values, training in zip(
             self.modules, self.values, self.training, strict=True
         ):
@@ -192,66 +238,3 @@ def tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 def plain_attributes(module: nn.Module) -> list[tuple[str, Any]]:
     """The attributes of a module that are neither parameters, buffers nor submodules."""
     return [(name, value) for name, value in vars(module).items() if name not in INTERNAL]
-
-
-def copied(value: Any) -> Any:
-    """A copy of a value that can change in place; None if it cannot, or is no plain value."""
-    if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-        return value.detach().clone()
-    if isinstance(value, list | dict | set | deque | bytearray | np.ndarray):
-        try:
-            return copy.deepcopy(value)
-        except Exception:  # tensors in the middle of a graph, locks, files
-            return copy.copy(value)
-    return None
-
-
-def frozen(value: Any, depth: int = 0) -> Any:
-    """A value to compare with the same attribute's at another time."""
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        return repr(value)  # NaN equals itself
-    if isinstance(value, nn.Parameter):
-        return "parameter", id(value)
-    if isinstance(value, Tensor):
-        return frozen_tensor(value)
-    if isinstance(value, np.ndarray | np.generic):
-        array = np.asarray(value)
-        return array.dtype.str, array.shape, array.tobytes() if array.dtype.kind != "O" else 0
-    if isinstance(value, torch.Generator):
-        return value.get_state().cpu().numpy().tobytes()
-    if isinstance(value, random.Random):
-        return value.getstate()
-    if isinstance(value, np.random.Generator):
-        return repr(value.bit_generator.state)
-    if depth == MAX_DEPTH:
-        return type(value).__name__
-    if isinstance(value, dict):
-        if len(value) > MAX_ITEMS:
-            return "dict", len(value)
-        return "dict", [(repr(key), frozen(item, depth + 1)) for key, item in value.items()]
-    if isinstance(value, list | tuple | deque | set | frozenset):
-        if len(value) > MAX_ITEMS:
-            return type(value).__name__, len(value)
-        return type(value).__name__, [frozen(item, depth + 1) for item in value]
-    if isinstance(value, type) or (callable(value) and not isinstance(value, nn.Module)):
-        return type(value).__name__
-    return type(value).__name__, [
-        (name, frozen(item, depth + 1)) for name, item in sorted(vars_of(value).items())
-    ]
-
-
-def vars_of(value: Any) -> dict[str, Any]:
-    """The attributes of an object, if it keeps any in a __dict__."""
-    found = getattr(value, "__dict__", {})
-    return found if isinstance(found, dict) else {}
-
-
-def frozen_tensor(value: Tensor) -> Any:
-    """A tensor's dtype, shape and bytes; of a large one its memory and version."""
-    kind = str(value.dtype), tuple(value.shape)
-    if value.layout != torch.strided or value.is_meta:
-        return kind
-    if value.numel() > MAX_ELEMENTS:
-        return *kind, value.data_ptr(), 0 if value.is_inference() else value._version
-    flat = value.detach().cpu().resolve_conj().contiguous().reshape(-1)
-    return *kind, flat.view(torch.uint8).numpy().tobytes()
