@@ -25,8 +25,9 @@ from experiments import job
 from experiments.config.names import run_name
 from experiments.directory.checkpoints import Checkpoints
 from experiments.directory.claim import LOCK_FILE, lock_directory
+from experiments.interrupt import Interrupt
 from experiments.sweeps.jobs import Job
-from experiments.sweeps.pool import record_interruption
+from experiments.sweeps.pool import Pool, record_interruption
 from experiments.sweeps.view import LiveTable
 
 Completed = subprocess.CompletedProcess[str]
@@ -320,6 +321,21 @@ def test_a_run_whose_worker_a_signal_ended_before_it_could_say_so_is_recorded(
     assert (state, error) == (after, None)
     assert (value is None) == (after == "interrupted")
     assert record(path)["state"] == after
+
+
+def test_a_run_that_a_signal_ended_is_not_started_again_by_a_pool_that_has_not_yet_noticed(
+    tmp_path: Path,
+) -> None:
+    ended: list[Job] = []
+    pool = Pool(1, on_job_end=ended.append)
+    job = Job("run", tmp_path, OmegaConf.create())
+    pool.end(job, "interrupted", None, None)  # a signal that was meant for the run before
+    assert (pool.retry_queue, ended) == ([job], [])
+    pool.retry_queue.clear()
+    with Interrupt() as pool.interrupt:
+        signal.raise_signal(signal.SIGTERM)  # to the whole process group: to the worker as well
+        pool.end(job, "interrupted", None, None)
+    assert (pool.retry_queue, ended) == ([], [job])
 
 
 # Workers, and a config that changes

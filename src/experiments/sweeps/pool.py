@@ -69,8 +69,9 @@ class Pool:
         self.interrupt = interrupt
         next_job = next(waiting, None)
         while next_job is not None or any(worker.job for worker in self.workers):
-            if interrupt.number is not None and not self.stopping:
+            if self.interrupted and not self.stopping:
                 self.stopping, waiting, next_job = True, iter(()), None
+                self.retry_queue.clear()
                 self.terminate()
             if next_job is not None and next_job.state != "waiting":
                 self.on_job_end(next_job)
@@ -87,6 +88,11 @@ class Pool:
                 self.receive(busy[pipe])  # type: ignore[index]
             next_job = next_job or (self.retry_queue.pop() if self.retry_queue else None)
             view.refresh()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal has arrived, although `run` may not have noticed it yet."""
+        return self.interrupt is not None and self.interrupt.number is not None
 
     def add_worker(self, composed: DictConfig) -> Worker:
         """Start a worker, on the CUDA device with the fewest workers if the run may use CUDA."""
@@ -160,7 +166,7 @@ class Pool:
                 record.record_end(job.path, "pruned")
             except UsageError as problem:  # the next command resumes it
                 job.error = str(problem)
-        elif job.state == "interrupted" and not self.stopping:
+        elif job.state == "interrupted" and not self.interrupted:
             # the signal was meant for the worker's previous run
             job.state = "waiting"
             self.retry_queue.append(job)
@@ -176,8 +182,7 @@ class Pool:
         if code == -signal.SIGTERM and worker.stop_requested:
             return ("end", *record_interruption(job))
         # a signal to the whole process group reaches workers and fork server, too
-        stopped = self.interrupt is not None and self.interrupt.number is not None
-        if stopped and code in (FORK_SERVER_DIED, *(-number for number in STOP_SIGNALS)):
+        if self.interrupted and code in (FORK_SERVER_DIED, *(-number for number in STOP_SIGNALS)):
             return ("end", *record_interruption(job))
         return ("end", *record_death(job, exit_reason(code)))
 
