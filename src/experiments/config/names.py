@@ -1,11 +1,14 @@
 """Formatting and parsing the names of keys, values, options, runs and moved modules."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # in the environment of a sweep and of its workers, where --keep-changed was given
 KEEP_CHANGED = "EXPERIMENTS_KEEP_CHANGED"
+# the same for the modules of --resolvers, separated by commas
+RESOLVER_MODULES = "EXPERIMENTS_RESOLVERS"
 MAX_NAME_BYTES = 200  # file systems allow 255, and suffixes are added
 
 # What Hydra takes as a value without quotes, and what has a meaning in a value.
@@ -22,6 +25,11 @@ MOVED: Mapping[str, str] = {
     "experiments.schedulers": "experiments.training.schedules",
     "experiments.streams": "experiments.data.streams",
 }
+
+
+def resolver_modules() -> list[str]:
+    """The modules of --resolvers, which this process or its parent was given."""
+    return [module for module in os.environ.get(RESOLVER_MODULES, "").split(",") if module]
 
 
 def rename_moved_targets(node: Any) -> Any:
