@@ -24,6 +24,12 @@ def make(in_features=784, out_features=10):
 """
 
 
+RULES = """
+from omegaconf import OmegaConf
+OmegaConf.register_new_resolver("rule", lambda: 1, replace=True)
+"""
+
+
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of own modules on the path: `owned_net` imports a package and numpy."""
@@ -149,6 +155,13 @@ class Project:
         assert completed.returncode == 0, completed.stderr
         return completed
 
+    def command(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A module of the package as a command in the project's folder."""
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=self.folder, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
     def states(self) -> list[str]:
         """What the table says of each run."""
         table = (self.folder / "outputs" / "s" / "results.csv").read_text().splitlines()
@@ -239,6 +252,18 @@ def test_keep_changed_keeps_the_runs_and_says_so(project: Project) -> None:
     assert project.records() == before
 
 
+def test_a_module_of_resolvers_is_own_code(project: Project) -> None:
+    rules = project.folder / "rules.py"
+    rules.write_text(RULES)
+    project.sweep("--resolvers", "rules")
+    before = project.records()
+    assert project.sweep("--resolvers", "rules").stderr == ""
+    rules.write_text(RULES + "import torch; torch.nn.ReLU = torch.nn.Tanh\n")
+    continued = project.sweep("--resolvers", "rules")
+    assert continued.stderr.count("rules.py has changed; run again beside it") == 2
+    assert before.items() < project.records().items()
+
+
 def test_rows_that_changed_are_run_again(project: Project) -> None:
     project.sweep()
     labels = project.data / "train-labels-idx1-ubyte.gz"
@@ -283,13 +308,7 @@ def test_resume_evaluate_and_reproduce_tell_of_changed_code(project: Project) ->
     record = project.folder / "run" / "run.json"
     assert set(json.loads(record.read_text())["code"]) == {"net", "layers"}
     (project.folder / "layers.py").write_text("from torch.nn import Tanh as activation\n")
-
-    def command(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=project.folder, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
+    command = project.command
     trusted = ("--trust", "net", "--trust", "layers")
     evaluated = command("experiments.evaluate", "run", *trusted)
     assert "warning: layers.py has changed since the run" in evaluated.stderr
@@ -300,3 +319,34 @@ def test_resume_evaluate_and_reproduce_tell_of_changed_code(project: Project) ->
     record.write_text(record.read_text().replace('"finished"', '"running"', 1))
     resumed = command("experiments", "resume=run", *trusted)
     assert "warning: layers.py has changed: bits may differ" in resumed.stderr
+
+
+def test_what_reads_a_run_needs_no_resolvers_and_knows_their_modules(project: Project) -> None:
+    rules = project.folder / "rules.py"
+    rules.write_text(RULES)
+    first = project.cli_in(
+        project.folder, "model=linear", "trainer.epochs=${rule:}", "hydra.run.dir=run",
+        f"data.path={project.data}", "--resolvers", "rules",
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    reproduced = project.command("experiments.reproduce", "run")
+    assert (reproduced.returncode, "note" in reproduced.stdout) == (0, False), reproduced.stdout
+    assert project.command("experiments.evaluate", "run").stderr == ""
+    rules.write_text(RULES.replace("1", "2"))
+    assert "rules.py has changed" in project.command("experiments.reproduce", "run").stdout
+    assert "rules.py has changed" in project.command("experiments.evaluate", "run").stderr
+
+
+def test_a_run_that_begins_anew_without_its_resolvers_keeps_them_in_its_identity(
+    project: Project,
+) -> None:
+    (project.folder / "rules.py").write_text(RULES)
+    project.sweep("--resolvers", "rules")
+    run = next(project.folder.glob("outputs/s/*/run.json")).parent
+    run.joinpath("run.json").write_text(
+        (run / "run.json").read_text().replace('"finished"', '"interrupted"', 1)
+    )
+    shutil.rmtree(run / "checkpoints")
+    resumed = project.cli_in(project.folder, f"resume={run}", "--trust", "net", "--trust", "layers")
+    assert resumed.returncode == 0, resumed.stderr
+    assert project.sweep("--resolvers", "rules").stderr == ""

@@ -227,6 +227,39 @@ def test_a_diff_that_takes_too_long_is_unknown_with_the_reason(
     assert not (run.path / "git.diff").exists()
 
 
+def add_submodule(repository: Path) -> Path:
+    """Commit a submodule `part`, checked out; returns its folder."""
+    commit = "git -c user.name=a -c user.email=a@b commit -qm one"
+    for command in (
+        f"git init -q part && cd part && echo one > inner && git add inner && {commit}",
+        f"git add part 2> /dev/null && git config submodule.part.url ./part && {commit}",
+    ):
+        subprocess.run(command, shell=True, cwd=repository, check=True)
+    return repository / "part"
+
+
+def test_another_commit_of_a_submodule_is_a_difference(
+    repository: Path, config: dict[str, Any], tmp_path: Path
+) -> None:
+    part = add_submodule(repository)
+    (part / "inner").write_text("two\n")
+    commit = "git -c user.name=a -c user.email=a@b commit -qam two"
+    subprocess.run(commit, shell=True, cwd=part, check=True)
+    run = started(tmp_path / "run", config)
+    assert record(run.path)["git"]["dirty"] is True
+    assert b"+Subproject commit" in (run.path / "git.diff").read_bytes()
+
+
+def test_what_differs_inside_a_submodule_is_unknown_and_no_warning(
+    repository: Path, config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (add_submodule(repository) / "inner").write_text("two\n")
+    git = record(started(tmp_path / "run", config).path)["git"]
+    unknown = "what differs inside submodules is not looked at"
+    assert git == {"commit": head(), "dirty": None, "diff": None, "unknown": unknown}
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_of_a_repository_of_another_owner_only_the_commit_is_read(
     repository: Path, config: dict[str, Any], tmp_path: Path

@@ -137,6 +137,16 @@ def test_the_directory_that_a_sweeps_last_line_suggests_retries_its_failures(
         (["lr=0.2"], r"did you mean (\S+)\?$", ["{0}=0.2"]),
         (["seed=0,1"], r"several values need (--multirun)", ["{0}", "seed=0,1"]),
         (["optimizer=adm"], r"did you mean (\S+)\?$", ["{0}"]),
+        (["optimizer="], r"there is (optimizer=\w+),", ["{0}"]),
+        (["+tags=[a,b]"], r"a note belongs under (extra\.tags)$", ["+{0}=[a,b]"]),
+        (["sweep=first"], r"; add (-m), or", ["{0}", "sweep=first"]),
+        (["--keep-changed"], r"; add (-m)$", ["{0}", "--keep-changed"]),
+        (
+            ["-m", "seed=0,1", "seed=2"],
+            r"all of its values together, as a,b,c$",
+            ["-m", "seed=0,1,2"],
+        ),
+        (["--config-name", "mine"], r"(leave it out), or give its --config-dir$", []),
         (
             ["-m", "seed=0,1", "hydra.sweep.subdir=x", "hydra/launcher=basic"],
             r"use (hydra/launcher=workers), which",
@@ -171,3 +181,24 @@ def test_the_resume_that_a_taken_directory_suggests_is_accepted(
     completed = cli(*shlex.split(word))
     assert (completed.returncode, completed.stderr) == (0, "")
     assert "already finished" in completed.stdout
+
+
+@pytest.mark.parametrize("named", [[], ["sweep=my first (1)"]], ids=["by its time", "by a name"])
+def test_the_directory_that_an_interrupted_sweep_suggests_goes_on_with_it(
+    named: list[str], tmp_path: Path, small_mnist_dir: Path
+) -> None:
+    command = (
+        *("-m", f"data.path={small_mnist_dir}", "model=mlp_small", "model._target_=paced.held"),
+        *("trainer.epochs=2", "seed=0,1", "hydra.launcher.workers=1", *named),
+    )
+    with UnderWay(tmp_path, *command, environment=paced.environment(held_after=12)) as process:
+        process.wait_until(lambda: any(tmp_path.rglob("checkpoints/step-*")))
+        process.popen.send_signal(signal.SIGINT)
+        code, _, error = process.end()
+    assert code == 130
+    [word] = re.findall(r"^interrupted; the same command with (.*) goes on$", error, re.M)
+    again = shell(tmp_path, f"python -m experiments {shlex.join(command)} {word}")
+    assert (again.returncode, again.stderr) == (0, "")
+    runs = [record(file.parent) for file in tmp_path.rglob("run.json")]
+    assert [run["state"] for run in runs] == ["finished"] * 2
+    assert sum(len(run["resumed_at"]) for run in runs) == 1

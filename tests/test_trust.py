@@ -323,6 +323,13 @@ def test_the_pickles_of_hydras_callbacks_are_not_read(command: str, run: Path) -
 REPOSITORIES = {
     "a monitor": "git config core.fsmonitor 'touch executed; false'",
     "an external diff": "git config diff.external 'touch executed; false'",
+    "a submodule's diff": """
+        git init -q part && cd part && git config diff.external 'touch ../executed; false'
+        echo one > inner && git add inner && git -c user.name=a -c user.email=a@b commit -qm one
+        cd .. && git add part 2> /dev/null && git -c user.name=a -c user.email=a@b commit -qm part
+        git config diff.submodule diff && git config submodule.part.url ./part
+        cd part && echo two > inner && git -c user.name=a -c user.email=a@b commit -qam two
+        """,
     "a filter": """
         echo 'file filter=evil' > .gitattributes
         git config filter.evil.clean 'touch executed; cat'

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from experiments import job, stdio
 from experiments.directory.claim import claim
-from experiments.directory.identity import code_changes
+from experiments.directory.identity import code_changes, identify
 from experiments.directory.metrics import read_metrics
 from experiments.directory.paths import display_path
 from experiments.directory.record import read_record, start
@@ -202,7 +202,7 @@ def notes(original: Path, before: dict[str, Any], after: dict[str, Any]) -> list
     messages = []
     if sha256((original / "config.yaml").read_bytes()).hexdigest() != before["config_sha256"]:
         messages.append("config.yaml was changed since the run began")
-    messages += code_changes(before, after["code"])
+    messages += code_changes(before, identify(after["config"], before)["code"])
     was, now = environment_of(before), environment_of(after)
     messages += [
         f"{name}: {was.get(name)} before, {now[name]} now"

@@ -64,7 +64,7 @@ def load_run(
         command = resume_command(path, config)
         raise UsageError(f"{path}: has no checkpoint yet; go on with: {command}")
     record = read_record(path)
-    for change in code_changes(record, identify(config)["code"]):
+    for change in code_changes(record, identify(config, record)["code"]):
         print(f"warning: {change} since the run: its model may compute something else",
               file=sys.stderr)  # fmt: skip
     model = build_model(config)

@@ -217,7 +217,7 @@ def record_environment(run: Run, parts: Parts, data: Data, environment: dict[str
         raise UsageError(
             f"data: {', '.join(changed)} rows differ from those at the start of the run"
         )
-    changes = differences(run.record, identify(run.record["config"]))
+    changes = differences(run.record, identify(run.record["config"], run.record))
     then = {**run.record["packages"], **run.record["environment"]}
     changes += [
         f"{name} was {then.get(name)}, is {value}"

@@ -1,11 +1,14 @@
 """Formatting and parsing the names of keys, values, options, runs and moved modules."""
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 # in the environment of a sweep and of its workers, where --keep-changed was given
 KEEP_CHANGED = "EXPERIMENTS_KEEP_CHANGED"
+# the same for the modules of --resolvers, separated by commas
+RESOLVER_MODULES = "EXPERIMENTS_RESOLVERS"
 MAX_NAME_BYTES = 200  # file systems allow 255, and suffixes are added
 
 # What Hydra takes as a value without quotes, and what has a meaning in a value.
@@ -56,6 +59,11 @@ def loss_as_module(config: dict[str, Any]) -> dict[str, Any]:
         return config
     options = {key: value for key, value in node.items() if key != "_partial_"}
     return {**config, "loss": {**options, "_target_": f"torch.nn.{LOSS_MODULES[name]}"}}
+
+
+def resolver_modules() -> list[str]:
+    """The modules of --resolvers, which this process or its parent was given."""
+    return [module for module in os.environ.get(RESOLVER_MODULES, "").split(",") if module]
 
 
 def rename_moved_targets(node: Any) -> Any:

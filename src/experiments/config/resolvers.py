@@ -15,9 +15,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments.config.hydra_versions import register_resolver
+from experiments.config.names import RESOLVER_MODULES, resolver_modules
 from experiments.errors import UsageError
-
-MODULES = "EXPERIMENTS_RESOLVERS"  # modules of --resolvers, separated by commas, for the workers
 
 
 def evaluate(expression: object) -> Any:
@@ -106,12 +105,12 @@ def load_modules(modules: Iterable[str] | None = None) -> None:
     those that a parent process was given. Raises UsageError if there is no such module.
     """
     if modules is None:
-        modules = filter(None, os.environ.get(MODULES, "").split(","))
+        modules = resolver_modules()
     else:
         modules = list(modules)
         if not modules:
             return
-        os.environ[MODULES] = ",".join(modules)  # workers inherit it
+        os.environ[RESOLVER_MODULES] = ",".join(modules)  # workers inherit it
     for module in modules:
         try:
             found = importlib.util.find_spec(module)

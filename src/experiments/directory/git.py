@@ -18,7 +18,9 @@ from itertools import chain
 
 SECONDS = 2.0  # for all of git's answers together
 MAX_DIFF_BYTES = 1_000_000  # of git.diff; the digest is of the whole
-OPTIONS = ("--ignore-submodules=all",)
+# Which commit a submodule has is read; looking at its files would execute what its config names.
+OPTIONS = ("--ignore-submodules=dirty",)
+SUBMODULES = "what differs inside submodules is not looked at"
 SAFE_CONFIG = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
 SAFE_ENVIRONMENT = {
     "GIT_ALLOW_PROTOCOL": "none",
@@ -69,7 +71,7 @@ def git_state() -> GitState:
     if only a part of it can be read.
     """
     state = read_state(Git(time.monotonic() + SECONDS))
-    if state.commit is not None and state.unknown is not None:
+    if state.commit is not None and state.unknown not in (None, SUBMODULES):
         print(f"warning: git: {state.unknown}", file=sys.stderr)
     return state
 
@@ -84,10 +86,11 @@ def read_state(git: "Git") -> GitState:
         return GitState(commit, unknown="the repository has another owner; its diff is not read")
     dirty = None
     try:
-        git.disable_filters()
+        git.read_config()
+        unknown = SUBMODULES if git.submodules else None
         untracked, dirty = git.status()
         if not dirty:
-            return GitState(commit, dirty=False)
+            return GitState(commit, None if unknown else False, unknown)
         digest, head, size = hashlib.sha256(), b"", 0
         for chunk in chain(untracked, git.diff()):
             digest.update(chunk)
@@ -96,7 +99,7 @@ def read_state(git: "Git") -> GitState:
         if size > MAX_DIFF_BYTES:
             head = head[: head.rfind(b"\n") + 1]
             head += f"... cut off: {len(head)} of {size} bytes\n".encode()
-        return GitState(commit, True, None, head, digest.hexdigest(), size)
+        return GitState(commit, True, unknown, head, digest.hexdigest(), size)
     except GitError as error:
         return GitState(commit, dirty, f"{error}; what differs from the commit is not recorded")
 
@@ -108,6 +111,7 @@ class Git:
         self.deadline = deadline
         self.config = list(SAFE_CONFIG)
         self.other_owner = False
+        self.submodules = False
 
     def commit(self) -> str:
         """The commit that is checked out.
@@ -123,12 +127,16 @@ class Git:
         self.config += ["-c", "safe.directory=*"]
         return self.output("rev-parse", "--verify", "HEAD").decode().strip()
 
-    def disable_filters(self) -> None:
-        """Clear every filter that the repository's own config defines: it names a program."""
+    def read_config(self) -> None:
+        """Clear every filter that the repository's own config defines: it names a program; and see
+        whether submodules are checked out.
+        """
         listed = self.output("config", "--list", "--show-scope", "--name-only", "-z").split(b"\0")
         for scope, key in zip(listed[::2], map(os.fsdecode, listed[1::2]), strict=False):
             if scope in (b"local", b"worktree") and key.startswith("filter."):
                 self.config += ["-c", f"{key}={'false' if key.endswith('.required') else ''}"]
+            section, _, name = key.partition(".")  # submodule.recurse is of none
+            self.submodules |= (scope, section) == (b"local", "submodule") and "." in name
 
     def status(self) -> tuple[list[bytes], bool]:
         """The lines of the untracked files, and whether anything differs."""
@@ -137,7 +145,8 @@ class Git:
 
     def diff(self) -> Iterator[bytes]:
         """The diff of the tracked files, in chunks."""
-        return self.stream("diff", "--no-ext-diff", "--no-textconv", *OPTIONS, "HEAD")
+        safe = ("--no-ext-diff", "--no-textconv", "--submodule=short")
+        return self.stream("diff", *safe, *OPTIONS, "HEAD")
 
     def output(self, *arguments: str) -> bytes:
         """The output of a command. Raises GitError."""

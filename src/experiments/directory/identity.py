@@ -1,8 +1,8 @@
 """What the bits of a run depend on besides its config: own code and versions. Imports no torch.
 
 Own code is every Python source file outside the standard library, site-packages and this package
-that a run can execute: the modules that its config names, and what those import. The files are
-found and parsed, not imported.
+that a run can execute: the modules that its config names, those of --resolvers, and what both
+import. The files are found and parsed, not imported.
 """
 
 import ast
@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
-from experiments.config.names import KEEP_CHANGED, flatten
+from experiments.config.names import KEEP_CHANGED, flatten, resolver_modules
 
 # Their versions decide the bits of every run; others count where a run's own code imports them.
 COMPUTING = ("experiments", "numpy", "torch")
@@ -26,13 +26,18 @@ DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 OURS = ("experiments", "hydra_plugins")
 
 
-def identify(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+def identify(
+    config: Mapping[str, Any], record: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, str]]:
     """The identity of a run of this config, started now.
 
+    record: the run.json of a run that is read back, whose modules of --resolvers count instead of
+        those of this command. A saved config is resolved, so that none need be given again.
     code: the sha256 of each own module, by its dotted name. versions: of Python and of the
     packages that compute.
     """
-    return _identify(tuple(dotted_names(config)))
+    modules = resolver_modules() if record is None else map(str, record.get("resolvers", ()))
+    return _identify((*dotted_names(config), *modules))
 
 
 @functools.cache  # a module that this process has imported stays as it was then

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import yaml
 
-from experiments.config.names import MOVED
+from experiments.config.names import MOVED, resolver_modules
 from experiments.config.schema import ADDED_LATER, ROOTS, with_added
 from experiments.directory import durable
 from experiments.directory.claim import (
@@ -59,6 +59,7 @@ RECORDED = {
 ADDED = {
     **dict.fromkeys(("code", "versions", "environment", "data", "weights", "metrics"), dict),
     "kept": str,
+    "resolvers": list,
 }
 FOUND_IN_TRAINING = ("environment", "data", "weights", "metrics")
 State = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
@@ -133,6 +134,7 @@ def _new_record(
     config: dict[str, Any], overrides: list[str], text: bytes, git: GitState
 ) -> dict[str, Any]:
     """The run.json of a new run; `text` is its config.yaml."""
+    modules = resolver_modules()
     return {
         "schema": 1,
         "state": "running",
@@ -149,6 +151,7 @@ def _new_record(
         "platform": platform.platform(),
         "packages": packages(),
         **identify(config),
+        **({"resolvers": modules} if modules else {}),
         "git": git.record,
     }
 
@@ -224,7 +227,9 @@ def reopen(path: Path, keep: Sequence[str] = ("finished",)) -> Run:
         record.pop("error", None)
         if not has_checkpoint(path):
             record = {key: value for key, value in record.items() if key not in FOUND_IN_TRAINING}
-            record |= identify(record["config"])
+            if modules := resolver_modules():
+                record["resolvers"] = modules
+            record |= identify(record["config"], record)
         run = Run(path, lock, record)
         run.update(state="running", ended=None, resumed_at=[*record["resumed_at"], _now()])
     return run
