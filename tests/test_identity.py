@@ -5,7 +5,9 @@ import json
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,19 @@ def test_own_code_in_nested_folders_without_init_is_found(sources: Path) -> None
     (folder / "net.py").write_text("")
     code, _ = own_modules(["owned_space.nested.deeper.net.make", "owned_space.nested.missing.x"])
     assert code == {"owned_space.nested.deeper.net": folder / "net.py"}
+
+
+def test_own_code_is_also_a_compiled_module_and_an_archive(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = sources / f"owned_fast{EXTENSION_SUFFIXES[0]}"
+    compiled.write_bytes(b"\x7fELF\0")
+    archive = sources / "owned.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("owned_packed.py", "")
+    monkeypatch.syspath_prepend(archive)
+    code, _ = own_modules(["owned_fast.make", "owned_packed.make"])
+    assert code == {"owned_fast": compiled, "owned_packed": archive}
 
 
 def test_packages_of_another_site_packages_folder_are_no_own_code(

@@ -1,6 +1,6 @@
 """What the bits of a run depend on besides its config: own code and versions. Imports no torch.
 
-Own code is every Python source file outside the standard library, site-packages and this package
+Own code is every file of a module outside the standard library, site-packages and this package
 that a run can execute: the modules that its config names, those of --resolvers, and what both
 import. The files are found and parsed, not imported.
 """
@@ -131,9 +131,9 @@ def own_modules(names: Sequence[str]) -> tuple[dict[str, Path], set[str]]:
             if not is_own(spec):
                 others.add(parts[0])
                 break
-            if spec.origin is not None:  # None: a folder without an __init__.py
-                found[name] = Path(spec.origin)
-                waiting += imports(found[name], spec)
+            if (file := source_file(spec)) is not None:
+                found[name] = file
+                waiting += imports(file, spec)
     return dict(sorted(found.items())), others - sys.stdlib_module_names - set(OURS)
 
 
@@ -159,16 +159,24 @@ def find_module(name: str) -> ModuleSpec | None:
 
 
 def is_own(spec: ModuleSpec) -> bool:
-    """Whether a module is a person's own: Python source, not installed, not part of Python."""
+    """Whether a module is a person's own: not installed, not part of Python."""
     if spec.name.partition(".")[0] in OURS:
         return False
     if spec.origin is None:
         places = [Path(place) for place in spec.submodule_search_locations or ()]
-    elif spec.origin.endswith(".py"):
+    elif spec.has_location:
         places = [Path(spec.origin)]
-    else:
+    else:  # built in
         return False
     return not any(map(is_installed, places))
+
+
+def source_file(spec: ModuleSpec) -> Path | None:
+    """The file that a module is read from, an archive if it is in one; None for a folder without
+    an __init__.py.
+    """
+    file = Path(spec.origin or "")
+    return next((place for place in (file, *file.parents) if place.is_file()), None)
 
 
 def is_installed(place: Path) -> bool:
