@@ -294,6 +294,9 @@ def test_a_root_key_that_nothing_refers_to_is_told_where_notes_go(compose: Compo
         ("loader.shufle=0", "loader.shufle: unknown key; did you mean loader.shuffle?"),
         ("trainer.epoch=3", "trainer.epoch: unknown key; did you mean trainer.epochs?"),
         ("+trainer.epoch=3", "trainer.epoch=3: unknown key; did you mean trainer.epochs?"),
+        ("+trainer.epochs=3", "+trainer.epochs: the config has this key already; leave the + out"),
+        ("optimizer=", "optimizer=: no such option; there is optimizer=adam, optimizer=adamw, "
+         "optimizer=sgd"),
         ("lr=3", "lr: unknown key; did you mean optimizer.lr?"),
         ("batch_size=3", "batch_size: unknown key; did you mean loader.batch_size?"),
         ("sed=3", "sed: unknown key; did you mean seed?"),

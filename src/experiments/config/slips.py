@@ -87,6 +87,8 @@ def _explain_key(text: str, chain: list[BaseException], directories: list[Path])
         return f"~{found[1]}: the config has no {found[1]}, or it is null; leave it out"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"{found[1]}: cannot be set: it is no key of a mapping"
+    if found := re.search(r"An item is already at '([^']+)'", text):
+        return f"+{found[1]}: the config has this key already; leave the + out"
     if found := re.search(r"Ambiguous value for argument '([^=]+)=([^']*)'", text):
         key, values = found.groups()
         return f"{key}={values}: several values need --multirun; a list is [{values}]"
