@@ -12,6 +12,7 @@ import yaml
 
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
+Compose = Callable[[list[str]], dict[str, Any]]
 
 SHORT = ("model=linear", "trainer.epochs=1", "loader.batch_size=300")
 
@@ -301,6 +302,21 @@ def test_an_option_that_one_of_the_package_hides_is_told(write: Write, cli: Comm
     assert usage_error(chosen).startswith("trainer.epochs=0")
 
 
+def test_a_primary_config_that_the_packages_hides_is_told(write: Write, cli: Command) -> None:
+    write("conf/config.yaml", "defaults: [/config, _self_]\nseed: 5\n")
+    line = usage_error(cli("--config-dir", "conf", "trainer.epochs=0"))
+    assert line == (
+        "conf/config.yaml: hidden by the primary config of that name that comes with the package; "
+        "use --config-path conf"
+    )
+
+
+def test_a_printed_config_tells_of_a_hidden_option(write: Write, cli: Command) -> None:
+    write("conf/model/mlp.yaml", "_target_: torch.nn.Linear\n")
+    assert "hidden by the option" in usage_error(cli("--config-dir", "conf", "--cfg", "job"))
+    assert composed(cli("--config-dir", "conf", "--cfg", "job", "model=linear"))["seed"] == 0
+
+
 def test_a_primary_config_that_is_misspelt_gets_its_hint(write: Write, cli: Command) -> None:
     write("conf/mine.yaml", PRIMARY)
     line = usage_error(cli("--config-dir", "conf", "--config-name", "mime"))
@@ -511,18 +527,92 @@ def test_a_secret_reaches_what_is_built_and_is_never_written_down(
     assert leaks(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "way",
+    [
+        [],
+        ["-m", "seed=0,1"],
+        ["-m", "hydra/sweeper=tpe", "hydra.sweeper.trials=1", "seed=range(0,2)"],
+    ],
+    ids=["run", "grid", "search"],
+)
+def test_a_secret_of_the_command_line_is_never_written_down(
+    way: list[str], write: Write, cli: Command, tmp_path: Path
+) -> None:
+    write("fetch.py", FETCH)
+    write("conf/data/fetched.yaml", "_target_: fetch.load\nfail: false\n")
+    words = ("+place=${oc.env:PLACE}", "+data.token=${place}", "+extra.token=${oc.env:PLACE}")
+    arguments = ("--config-dir", "conf", "data=fetched", *SHORT, *words)
+    completed = cli(*way, *arguments, env={"PLACE": "squeamish-ossifrage"})
+    assert completed.returncode == 0, completed.stderr
+    assert (leaks(tmp_path), list(tmp_path.rglob("*squeamish*"))) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["+extra.tokens=[${oc.env:PLACE}]"],
+        ["+place=${oc.env:PLACE}", "+extra.token=${place}"],
+        ["+extra.place=${oc.env:PLACE}", "+extra.token=${.place}"],
+        ["+places.all=[${oc.env:PLACE}]", "+extra.token=${places.all}"],
+        ["+places.all=[${oc.env:PLACE}]", "+extra.token=${places.all[0]}"],
+        ["+place=${oc.env:PLACE}", "+extra.token=${oc.select:place}"],
+    ],
+    ids=lambda words: str(words[-1]),
+)
+def test_what_a_key_that_looks_secret_refers_to_is_a_secret(
+    words: list[str], compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PLACE", "squeamish-ossifrage")
+    text = str(compose(words))
+    assert ("squeamish" in text, "${secret:PLACE}" in text) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "text", ["${oc.env:${name}_TOKEN}", "${secret:${name}}"], ids=["looks secret", "is marked"]
+)
+def test_a_secret_whose_variable_is_composed_is_refused(
+    text: str, write: Write, cli: Command
+) -> None:
+    write("conf/data/fetched.yaml", f"_target_: fetch.load\nfrom: {text}\n")
+    line = usage_error(
+        cli("--config-dir", "conf", "data=fetched", "+name=MY", env={"MY_TOKEN": "a", "MY": "b"})
+    )
+    assert line == (
+        f"data.from={text}: a secret's variable is a plain name, as in ${{secret:MY_TOKEN}}"
+    )
+
+
+def test_a_directory_is_not_named_after_a_secret(cli: Command, tmp_path: Path) -> None:
+    words = ("+extra.token=${oc.env:MY_TOKEN}", "hydra.run.dir=outputs/${extra.token}")
+    line = usage_error(cli(*SHORT, *words, env={"MY_TOKEN": "squeamish-ossifrage"}))
+    assert line == (
+        "hydra.run.dir=outputs/${secret:MY_TOKEN}: a directory's name holds no secret; "
+        "choose another"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_resolved_config_is_printed_without_its_secrets(
     cli: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_TOKEN", "hunter2")
-    monkeypatch.setenv("PLACE", "here")
+    monkeypatch.setenv("PLACE", "hunter3")
+    monkeypatch.setenv("HERE", "here")
     words = (
         "+extra.key=a-${oc.env:MY_TOKEN}",
         "+extra.x=${secret:PLACE}",
-        "+extra.y=${oc.env:PLACE}",
+        "+extra.y=${oc.env:HERE}",
+        "+extra.keys.tokens=[${extra.keys.from}]",
+        "+extra.keys.from=${oc.env:PLACE}",
     )
     notes = composed(cli("--cfg", "job", "--resolve", *words))["extra"]
-    assert notes == {"key": "a-${secret:MY_TOKEN}", "x": "${secret:PLACE}", "y": "here"}
+    assert notes == {
+        "key": "a-${secret:MY_TOKEN}",
+        "x": "${secret:PLACE}",
+        "y": "here",
+        "keys": {"tokens": ["${secret:PLACE}"], "from": "${secret:PLACE}"},
+    }
 
 
 @pytest.mark.parametrize("sweep", [False, True], ids=["run", "sweep"])

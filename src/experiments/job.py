@@ -20,7 +20,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import resolvers
-from experiments.config.compose import validate
+from experiments.config.compose import validate, written_overrides
 from experiments.config.secrets import redact, redact_logs, require
 from experiments.data import Data
 from experiments.directory import record
@@ -123,7 +123,7 @@ def run(config: DictConfig, progress: "ProgressMaker | None" = None) -> float:
         except record.Completed as completed:
             return earlier_result(completed.record, resolved["trainer"]["monitor"])
     else:
-        overrides = [str(override) for override in settings.overrides.task]
+        overrides = written_overrides(settings)
         with where_typed():
             run_directory = record.start(path, resolved, overrides)
     best = execute(run_directory, resolved, progress=progress)

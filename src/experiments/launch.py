@@ -6,6 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -53,6 +54,9 @@ def launch(args: Namespace) -> None:
             Plugins.instance()  # first, since a plugin may register resolvers of the user's
             resolvers.register()
             secrets.mask()
+        if args.cfg and args.config_dir and not args.multirun:
+            compose_unresolved(args, args.overrides)  # which tells of a hidden option
+            GlobalHydra.instance().clear()
         run_hydra_main(args)
     elif args.multirun or (composed := compose_single(args)) is None:
         from experiments.sweeps.launch import launch_sweep
@@ -62,7 +66,10 @@ def launch(args: Namespace) -> None:
         enter(composed)
         config = validate(composed)
         with explained(args, args.overrides):
-            _ = composed.hydra.run.dir  # resolved here, so that a mistake in it is explained
+            name = composed.hydra.run.dir  # resolved here, so that a mistake is explained
+        from experiments.config.secrets import reject_in_directory
+
+        reject_in_directory(config, "hydra.run.dir", name)
         reject_sweep_flags(args)
         from experiments import job  # imports torch, so only after the config is validated
 

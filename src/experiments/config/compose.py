@@ -4,7 +4,7 @@ import contextlib
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import hydra
 import yaml
@@ -22,6 +22,8 @@ from experiments.config.search_path import config_directories, make_conf_importa
 from experiments.errors import UsageError
 
 if TYPE_CHECKING:
+    from hydra.conf import HydraConf
+
     from experiments.config.references import Reference
 
 # what composing and resolving a config raise (ValueError: for an override such as "=3")
@@ -76,12 +78,14 @@ def reject_hidden_options(args: Namespace, composed: DictConfig) -> None:
         return
     choices = composed.hydra.runtime.choices.items()
     chosen = [f"{str(group).partition('@')[0]}/{option}" for group, option in choices]
-    for name in filter(None, [args.config_name, *chosen]):
+    for name in (args.config_name or "config", *chosen):
         theirs, ours = (Path(folder) / f"{name}.yaml" for folder in (args.config_dir, CONF))
         if theirs.is_file() and ours.is_file() and theirs.read_bytes() != ours.read_bytes():
+            kind, remedy = "option", "rename it"
+            if name not in chosen:
+                kind, remedy = "primary config", f"use --config-path {args.config_dir}"
             raise UsageError(
-                f"{theirs}: hidden by the option of that name that comes with the package; "
-                "rename it"
+                f"{theirs}: hidden by the {kind} of that name that comes with the package; {remedy}"
             )
 
 
@@ -149,6 +153,11 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
         # so that the saved config is valid in any working directory
         checked["data"]["path"] = str(Path(path).absolute())
     return checked
+
+
+def written_overrides(hydra_node: "DictConfig | HydraConf") -> list[str]:
+    """The overrides of a job as they were given: resolved, they would hold secrets."""
+    return cast(list[str], OmegaConf.to_container(hydra_node.overrides.task))
 
 
 def roots_of_files(composed: DictConfig) -> set[str]:

@@ -25,6 +25,9 @@ LOOKS_SECRET = (
 )
 # a reference to the environment as a config has it, and as a saved config does
 IN_CONFIG = r"\$\{\s*(oc\.env|secret)\s*:\s*['\"]?(\w+)['\"]?[^{}]*\}"
+# one whose name is put together, and a reference to another key
+COMPOSED_NAME = r"\$\{\s*(oc\.env|secret)\s*:\s*['\"]?([^{},]*\$\{[^{}]*\}[^{},]*)"
+VARIABLE = r"\$\{\s*(?:oc\.select\s*:\s*)?(\.*)([^\s.:{},$][^\s:{},$]*)"
 SAVED = r"\$\{secret:(\w+)\}"
 MIN_REDACTED = 4  # characters: shorter values also occur by chance in messages
 
@@ -65,16 +68,42 @@ def _hide_all(node: Any, variables: dict[str, str], key: str) -> Any:
 def secret_variables(texts: Sequence[tuple[tuple[Any, ...], str]]) -> dict[str, str]:
     """The names of the environment variables that hold secrets, by their values, longest first.
 
-    texts: unresolved values with the path of their keys.
+    texts: unresolved values with the path of their keys. Raises UsageError for a secret whose
+    variable is not known before the config is resolved.
     """
-    found: dict[str, str] = {}
+    marked, found = _marked(texts), dict[str, str]()
     for path, text in texts:
+        for resolver, name in re.findall(COMPOSED_NAME, text):
+            if path in marked or resolver == "secret" or re.search(LOOKS_SECRET, name):
+                raise UsageError(
+                    f"{'.'.join(map(str, path))}=${{{resolver}:{name}}}: a secret's variable is a "
+                    "plain name, as in ${secret:MY_TOKEN}"
+                )
         for resolver, name in re.findall(IN_CONFIG, text):
-            named = [name, *(str(key) for key in path[-1:])]
-            secret = resolver == "secret" or any(re.search(LOOKS_SECRET, word) for word in named)
+            secret = path in marked or resolver == "secret" or re.search(LOOKS_SECRET, name)
             if secret and os.environ.get(name):
                 found[os.environ[name]] = name
     return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+
+
+def _marked(texts: Sequence[tuple[tuple[Any, ...], str]]) -> set[tuple[Any, ...]]:
+    """The paths of the texts whose key looks like a secret, and of those that they refer to."""
+    waiting = []
+    for path, _ in texts:
+        key = next((name for name in reversed(path) if isinstance(name, str)), "")  # of a list
+        waiting += [path] if re.search(LOOKS_SECRET, key) else []
+    by_path, marked = dict(texts), set(waiting)
+    while waiting:
+        path = waiting.pop()
+        for dots, name in re.findall(VARIABLE, by_path[path]):
+            # one dot is the node that holds the text, each further one its parent
+            holder = path[: len(path) - len(dots)] if dots else ()
+            target = [*map(str, holder), *re.split(r"[.\[\]]+", name.rstrip("]"))]
+            for other in by_path.keys() - marked:
+                if [*map(str, other[: len(target)])] == target:
+                    waiting.append(other)
+                    marked.add(other)
+    return marked
 
 
 def require(node: Any, key: str) -> None:
@@ -98,15 +127,28 @@ def require(node: Any, key: str) -> None:
             _remember(os.environ[name], name)
 
 
+def reject_in_directory(config: dict[str, Any], setting: str, directory: object) -> None:
+    """Raise UsageError if the name of a run's directory holds a secret of its checked config.
+
+    setting: the key that names the directory.
+    """
+    require(config, "")
+    if (shown := redact(str(directory))) != str(directory):
+        raise UsageError(f"{setting}={shown}: a directory's name holds no secret; choose another")
+
+
 def mask() -> None:
     """Let `${secret:NAME}` and what looks like a secret resolve to `${secret:NAME}`, in a process
     that prints a config and builds nothing.
     """
+    from omegaconf import OmegaConf
     from omegaconf.resolvers.oc import env as value_of
 
-    def env(name: str, *default: Any, _node_: Any) -> Any:
-        named = (name, str(_node_._key()))
-        if name in os.environ and any(re.search(LOOKS_SECRET, word) for word in named):
+    from experiments.config.references import references
+
+    def env(name: str, *default: Any, _root_: Any) -> Any:
+        found = list(references(OmegaConf.to_container(_root_)))
+        if name in secret_variables(found).values():
             return f"${{secret:{name}}}"
         return value_of(name, *default)
 

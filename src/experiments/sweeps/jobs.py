@@ -16,6 +16,7 @@ from experiments.config.compose import enter, validate
 from experiments.config.hydra_versions import override_dirname, written_dirname
 from experiments.config.names import flatten, format_value, run_name
 from experiments.config.references import RESOLVER, references, resolvers_used
+from experiments.config.secrets import reject_in_directory
 from experiments.directory.identity import differences, identify
 from experiments.directory.paths import display_path
 from experiments.directory.record import (
@@ -110,6 +111,7 @@ def place_job(
     text = built_part(config_text(config))
     has_settings = refers_to_settings(composed)
     first = directory / str(composed.hydra.sweep.subdir)
+    reject_in_directory(config, "hydra.sweep.subdir", composed.hydra.sweep.subdir)
     path, others, notices = None, list[Path](), list[str]()
     for place in places(directory, composed, continuation):
         if has_settings:  # the name of the directory, say

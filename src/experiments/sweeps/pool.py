@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from experiments.config.compose import validate
+from experiments.config.compose import validate, written_overrides
 from experiments.config.cuda import cuda_devices
 from experiments.directory import record
 from experiments.errors import UsageError
@@ -215,7 +215,7 @@ def record_death(job: Job, error: str) -> tuple[str, float | None, str | None]:
     try:
         if not (job.path / "run.json").exists():
             job.path.mkdir(parents=True, exist_ok=True)
-            overrides = [str(override) for override in job.composed.hydra.overrides.task]
+            overrides = written_overrides(job.composed.hydra)
             record.start(job.path, validate(job.composed, allow_unused=True), overrides).end(
                 "failed", error
             )

@@ -122,7 +122,10 @@ class Search:
 
     def place(self, trial: "optuna.Trial") -> Job:
         """The job of a trial, with its directory."""
-        searched = [f"{key}={format_value(value)}" for key, value in trial.params.items()]
+        searched = [
+            unresolved_in_names(f"{key}={format_value(value)}")
+            for key, value in trial.params.items()
+        ]
         composed = self.sweep.loader.pop(self.sweep.config, [*self.fixed, *searched])
         return self.sweep.place(composed, trial.number)
 
@@ -155,8 +158,18 @@ def search_space(
         if override.is_sweep_override():
             space[override.get_key_element()] = distribution(override)
         else:
-            fixed.append(str(override.input_line))
+            fixed.append(unresolved_in_names(str(override.input_line)))
     return fixed, space
+
+
+def unresolved_in_names(word: str) -> str:
+    """An override as Hydra's own sweeper passes it on: the name of a run then has the reference
+    that was given, and not its value, which may be a secret.
+    """
+    if "${" not in word:
+        return word
+    override = OverridesParser.create().parse_override(word)
+    return f"{override.get_key_element()}={override.get_value_element_as_str()}"
 
 
 def distribution(override: Override) -> Any:
