@@ -311,6 +311,7 @@ def test_a_root_key_that_nothing_refers_to_is_told_where_notes_go(compose: Compo
          "or +scheduler.every=epoch"),
         ("optimizer.lr=fast", "optimizer.lr=fast: expected a number above 0"),
         ("optimizer.lr=null", "optimizer.lr=null: expected a number above 0"),
+        ('trainer.epochs="45"', "trainer.epochs='45': expected a whole number at least 1"),
         ("trainer.epochs=2.5", "trainer.epochs=2.5: expected a whole number at least 1"),
         ("trainer.epochs=true", "trainer.epochs=true: expected a whole number at least 1"),
         ("optimizer.momentum=1", "optimizer.momentum=1: expected a number at least 0 and below 1"),

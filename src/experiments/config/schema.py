@@ -104,7 +104,19 @@ def check_value(key: str, value: object) -> None:
     """Raise UsageError if `value` violates the rule of `key`; keys without a rule pass."""
     rule = SCHEMA.get(key)
     if rule is not None and not rule.accepts(value):
-        raise UsageError(f"{key}={format_value(value)}: expected {rule.words}")
+        # as of a resolver: the text 45 would otherwise be told as if it were the number
+        written = (
+            repr(value) if isinstance(value, str) and is_number(value) else format_value(value)
+        )
+        raise UsageError(f"{key}={written}: expected {rule.words}")
+
+
+def is_number(text: str) -> bool:
+    """Whether a text reads as a finite number."""
+    try:
+        return abs(float(text)) < float("inf")
+    except ValueError:
+        return False
 
 
 def with_added(config: Mapping[Any, Any]) -> dict[Any, Any]:
