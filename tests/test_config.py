@@ -323,7 +323,6 @@ def test_a_root_key_that_nothing_refers_to_is_told_where_notes_go(compose: Compo
         ("optimizer.lr=1,2", "optimizer.lr=1,2: several values need --multirun; a list is [1,2]"),
         ("optimiser.lr=1", "optimiser.lr: unknown key; did you mean optimizer.lr?"),
         ("modle.hidden=[3]", "modle.hidden: unknown key; did you mean model.hidden?"),
-        ("~data.path", "~data.path: the config has no data.path, or it is null; leave it out"),
         ("~model.nope", "~model.nope: the config has no model.nope, or it is null; leave it out"),
         ("+model=mlp", "+model=mlp: the config has chosen its model already; leave the + out"),
         (
