@@ -110,6 +110,24 @@ def test_a_dataset_with_a_generator_of_its_own_is_refused() -> None:
     check_data(data(train=Noisy(split(40))), "mine.load")
 
 
+class Ragged(Noisy):
+    """One row is shorter than the others."""
+
+    def __init__(self, rows: Split, short: int) -> None:
+        super().__init__(rows)
+        self.short = short
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        return self.rows.x[row, : 3 if row == self.short else 4], self.rows.y[row]
+
+
+def test_rows_of_different_shapes_are_refused_among_the_first_and_among_all() -> None:
+    with pytest.raises(UsageError, match=r"train: x of row 2 has the shape \(3,\)"):
+        check_data(data(train=Ragged(split(40), 2)), "mine.load")
+    with pytest.raises(UsageError, match=r"x of row 39 has the shape \(3,\)"):
+        _ = data(train=Ragged(split(40), 39)).scans
+
+
 class Rare(Noisy):
     """Draws from a generator of its own for the last row alone."""
 
@@ -270,6 +288,17 @@ class Capped(nn.CrossEntropyLoss):
 
 def test_a_write_that_leaves_the_first_rows_as_they_are_is_found() -> None:
     assert check_state(CONFIG, linear(), Capped(), split(9))
+
+
+@pytest.mark.parametrize("shared", [Tensor.numpy, lambda x: x.data])
+def test_a_write_that_no_version_counts_is_found(shared: Callable[[Tensor], Any]) -> None:
+    class Through(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            values = shared(x)
+            values *= 2
+            return super().forward(x)
+
+    assert check_state(CONFIG, Through(4, 3), nn.CrossEntropyLoss(), split(9))
 
 
 def test_a_write_to_a_view_is_noticed_after_its_batch() -> None:
@@ -509,6 +538,20 @@ def test_a_loss_that_is_no_mean_over_rows_is_told(capsys: pytest.CaptureFixture[
 
 
 # what is not finite, in files
+
+
+@pytest.mark.parametrize("first", [100, 299])
+def test_a_loss_that_ignores_targets_far_from_the_first_rows_is_told(
+    first: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Ignoring(nn.Module):
+        def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+            return nn.functional.cross_entropy(outputs, targets)
+
+    rows = split(300)
+    rows.y[first:] = -100
+    report_mean(CONFIG, linear(), Ignoring(), rows)
+    assert "not the mean of its rows' losses" in capsys.readouterr().err
 
 
 def test_nan_is_null_and_infinity_a_number_in_valid_json() -> None:

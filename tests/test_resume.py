@@ -27,6 +27,7 @@ from saved_runs import (
     stop_after,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
 from under_way import UnderWay
 
 from experiments import __main__ as entrypoint
@@ -124,6 +125,35 @@ def test_stopped_within_a_validation_it_ends_with_the_same_bits(
         assert content["state"]["step"] == STEPS // 2 * min(evaluation, 2)
         assert go_on(run, config, tiny) == "finished"
         assert_same_run(run, unbroken)
+
+
+class Counting(nn.Linear):
+    """Counts its batches in a buffer, also in evaluation."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(784, 10)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return super().forward(x) * (1 + self.count / 100)
+
+
+def test_a_buffer_that_a_stopped_validation_changed_is_put_back(
+    config: dict[str, Any], tiny: Data, tmp_path: Path
+) -> None:
+    config = config | {"model": {"_target_": f"{__name__}.Counting"}}
+    go_on(tmp_path / "unbroken", config, tiny)
+    run = tmp_path / "run"
+    run.mkdir()
+    owned = runs.start(run, config, [])
+    with pytest.raises(Interrupted):
+        train(config, tiny, owned, stop_evaluation=stop_after(1))
+    owned.end("interrupted")
+    go_on(run, config, tiny)
+    assert_same_run(run, tmp_path / "unbroken")
 
 
 def test_killed_at_any_step_it_ends_with_the_same_bits(

@@ -8,7 +8,7 @@ import torch.utils.data
 from torch import Tensor
 
 from experiments.data import Data, Split, reads_samples
-from experiments.data.samples import Samples, preserved_generators
+from experiments.data.samples import Samples, check_shapes, preserved_generators
 from experiments.errors import UsageError
 
 # Bytes that are all below this are rather codes than pixels.
@@ -95,6 +95,8 @@ def check_samples(dataset: Any, subject: str) -> None:
         first = [collated(samples.read(row), row, subject) for row in rows]
         # in another order, so that a generator of its own stands elsewhere at each row
         again = [collated(samples.read(row), row, subject) for row in reversed(rows)][::-1]
+    for row, sample in zip(rows, first, strict=True):
+        check_shapes(subject, row, sample, first[0])
     for row, before, after in zip(rows, first, again, strict=True):
         if not all(same_bits(a, b) for a, b in zip(before, after, strict=True)):
             raise UsageError(

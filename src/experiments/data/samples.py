@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.utils.data
+from torch import Tensor
 
 from experiments.data.streams import derive
+from experiments.errors import UsageError
 
 # How deep, and how far into a list, the generators of a data set are looked for.
 MAX_DEPTH, MAX_PARTS = 4, 100
@@ -41,6 +43,18 @@ class Samples(torch.utils.data.Dataset[Any]):
         """The sample of a row, which leaves the generators as its stream has them."""
         seed_generators(derive(self.seed, "sample", self.epoch, row))
         return self.dataset[row]
+
+
+def check_shapes(subject: str, row: int, sample: Sequence[Tensor], first: Sequence[Tensor]) -> None:
+    """Raise UsageError if the x or y of a row has another shape than the first row's, so that they
+    make no batch. Both are batches of one row.
+    """
+    for name, part, other in zip(("x", "y"), sample, first, strict=True):
+        if part.shape != other.shape:
+            raise UsageError(
+                f"{subject}: {name} of row {row} has the shape {tuple(part.shape[1:])}, of row 0 "
+                f"{tuple(other.shape[1:])}, so they make no batch; give all rows one shape"
+            )
 
 
 def seed_generators(value: int) -> None:

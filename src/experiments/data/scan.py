@@ -8,7 +8,12 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from experiments.data.samples import Samples, own_generators, preserved_generators
+from experiments.data.samples import (
+    Samples,
+    check_shapes,
+    own_generators,
+    preserved_generators,
+)
 from experiments.data.splits import Split, reads_samples
 from experiments.directory.fingerprint import fingerprint
 from experiments.errors import UsageError
@@ -75,9 +80,12 @@ def scan_samples(dataset: Any) -> Scan:
     own = getattr(dataset, "fingerprint", None)
     samples, generators = Samples(dataset), own_generators(dataset)
     rows = len(dataset) if own is None else min(FIRST_ROWS, len(dataset))
+    first: Any = None
     with preserved_generators():
         for row in range(rows):
             batch = torch.utils.data.default_collate([samples.read(row)])
+            first = first or batch
+            check_shapes("data: a Dataset", row, batch, first)
             for name, value in zip(("x", "y"), batch, strict=True):
                 flat = value.detach().cpu().contiguous().view(-1)
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -203,9 +203,9 @@ def report_mean(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, 
     """Say that means over batches are by rows if the loss is no mean over the rows of a batch."""
     if target_weights(loss_func) is not None or len(train) < 3:
         return
-    logits, yb = evaluated(model, select(train, list(range(min(COMPARED_ROWS, len(train))))))
+    batches = [evaluated(model, select(train, rows)) for rows in compared_rows(train)]
     try:
-        even = is_mean_over_rows(loss_func.eval(), logits, yb)
+        even = all(is_mean_over_rows(loss_func.eval(), *batch) for batch in batches)
     except Exception:  # the loss needs a whole batch, say
         return
     if not even:
@@ -215,6 +215,18 @@ def report_mean(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, 
             "trainer.accumulate) count each batch by its rows",
             file=sys.stderr,
         )
+
+
+def compared_rows(split: Any) -> list[list[int]]:
+    """Batches of rows to compare a loss on: some from all over the split and, in memory, those with
+    the lowest and the highest target, which it may ignore, between the first and the last.
+    """
+    rows = {row * len(split) // COMPARED_ROWS for row in range(COMPARED_ROWS)}
+    if reads_samples(split) or split.block is not None:
+        return [sorted(rows)]
+    targets = split.y.reshape(len(split), -1)
+    extremes = {int(targets.amin(1).argmin()), int(targets.amax(1).argmax())}
+    return [sorted(rows), sorted({0, len(split) - 1} | extremes)]
 
 
 def mismatch_remedy(loss_func: nn.Module, x: Tensor, y: Tensor, logits: Tensor | None) -> str:

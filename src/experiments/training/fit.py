@@ -15,6 +15,7 @@ from experiments.data.loaders import Batch, Loader
 from experiments.errors import Interrupted
 from experiments.training.accuracy import Accuracy
 from experiments.training.determinism import global_state, restore_global_state
+from experiments.training.frozen import restore_buffers, save_buffers
 from experiments.training.means import Weigh, evaluation_weights, mean_loss
 from experiments.training.progress import Progress
 from experiments.training.train_log import Metrics, State, StepResult, TrainLog, check_finite
@@ -244,10 +245,13 @@ def validate(
     which a resumed run repeats, and raises Interrupted.
     """
     random_state = global_state()
+    # some count or average in evaluation, too
+    buffers = save_buffers(model, loss_func)
     try:
         results = evaluate(model, loss_func, loader, callbacks.stop_evaluation)
     except Interrupted:
         restore_global_state(*random_state)
+        restore_buffers(buffers)
         callbacks.save(state, False)
         raise
     return as_metrics("valid", *results)

@@ -1,4 +1,4 @@
-"""Values of attributes to compare with those of another time, and copies to put back."""
+"""Values of attributes and buffers to compare with those of another time, and to put back."""
 
 import copy
 import random
@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from experiments.data.checks import same_bits
 
 # Larger tensors and containers are compared by identity and version or by length only.
 MAX_ELEMENTS, MAX_ITEMS, MAX_DEPTH = 1 << 20, 10_000, 6
@@ -57,6 +60,30 @@ def frozen(value: Any, depth: int = 0) -> Any:
     return type(value).__name__, [
         (name, frozen(item, depth + 1)) for name, item in sorted(vars_of(value).items())
     ]
+
+
+SavedBuffers = list[tuple[dict[str, Tensor | None], str, Tensor, Tensor]]
+
+
+def save_buffers(*parts: Any) -> SavedBuffers:
+    """The buffers of some modules with copies of their values, for `restore_buffers`."""
+    return [
+        (module._buffers, name, buffer, buffer.detach().clone())
+        for part in parts
+        if isinstance(part, nn.Module)
+        for module in part.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not is_lazy(buffer)
+    ]
+
+
+@torch.no_grad()
+def restore_buffers(saved: SavedBuffers) -> None:
+    """Put buffers back, also those that were replaced, with the values that they had."""
+    for table, name, buffer, value in saved:
+        table[name] = buffer
+        if not same_bits(buffer, value):  # an expanded one cannot be written to
+            buffer.detach().copy_(value)
 
 
 def vars_of(value: Any) -> dict[str, Any]:

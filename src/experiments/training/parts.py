@@ -31,6 +31,12 @@ from experiments.training.compatibility import (
     report_broadcast,
 )
 from experiments.training.probe import preserved_buffers
+from experiments.training.resumable import (
+    check_loaders,
+    check_optimizer_state,
+    check_rates,
+    watch_hooks,
+)
 from experiments.training.scheduling import Schedule, build_schedule
 
 
@@ -81,12 +87,16 @@ def build_parts(config: dict[str, Any], data: Data, device: str) -> Parts:
     for loader in (train_loader, valid_loader, test_loader):
         if isinstance(loader, TensorLoader):
             loader.copies = copies
+    check_loaders(config, train_loader, valid_loader)
     loss_func.train()
     opt = build(config, "optimizer", trained_parameters(model, loss_func))
     check_optimizer(config, opt, model)
+    check_optimizer_state(config, opt)
+    watch_hooks(config, opt, model, loss_func)
     if trainer["clip_norm"] is not None:
         clip_gradients(opt, trainer["clip_norm"])
     schedule = build_schedule(config, opt, -(-len(train_loader) // trainer["accumulate"]))
+    check_rates(config, schedule.scheduler)
     return Parts(model, loss_func, opt, schedule, train_loader, valid_loader, test_loader)
 
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from experiments.data.checks import same_bits
 from experiments.data.loaders import Batch
 from experiments.data.samples import preserved_generators, seed_generators
-from experiments.training.frozen import copied, frozen
+from experiments.training.frozen import copied, frozen, restore_buffers, save_buffers
 
 # Attributes that every module has; its tensors and submodules are looked at by themselves.
 INTERNAL = frozenset(vars(nn.Module()))
@@ -79,19 +78,9 @@ def preserved_buffers(*parts: nn.Module) -> Iterator[None]:
     """Put the values of buffers back that a forward pass changes in evaluation mode, too, so that
     training starts from those that the parts were built with.
     """
-    kept = [
-        (module._buffers, name, buffer, buffer.detach().clone())
-        for part in parts
-        for module in part.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None and not is_lazy(buffer)
-    ]
+    saved = save_buffers(*parts)
     yield
-    with torch.no_grad():
-        for table, name, buffer, value in kept:
-            if table.get(name) is not buffer or not same_bits(buffer, value):
-                table[name] = buffer
-                buffer.detach().copy_(value)
+    restore_buffers(saved)
 
 
 def named(name: str, part: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -117,7 +106,6 @@ def step(parts: Mapping[str, nn.Module], batch: Batch) -> Step:
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
     xb, yb = (part.clone() for part in batch)
-    before = xb._version, yb._version
     loss = loss_func(model(xb), yb)
     parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
     of_model = sum(p.requires_grad for p in model.parameters())
@@ -126,7 +114,7 @@ def step(parts: Mapping[str, nn.Module], batch: Batch) -> Step:
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     return Step(
         [loss.detach(), *(grad.sum() for grad in grads if grad is not None)],
-        (xb._version, yb._version) != before,
+        was_written((xb, yb), batch),
         loss.requires_grad,
         any(grad is not None for grad in grads[:of_model]),
     )
@@ -136,10 +124,18 @@ def step(parts: Mapping[str, nn.Module], batch: Batch) -> Step:
 def writes_in_evaluation(parts: Mapping[str, nn.Module], batch: Batch) -> bool:
     """Whether model or loss write to their batch in evaluation mode."""
     xb, yb = (part.clone() for part in batch)
-    # versions, since a write such as clamp_ may leave the values of these rows as they are
-    before = xb._version, yb._version
     parts["loss"].eval()(parts["model"].eval()(xb), yb)
-    return (xb._version, yb._version) != before
+    return was_written((xb, yb), batch)
+
+
+def was_written(clones: Batch, batch: Batch) -> bool:
+    """Whether something has written to fresh clones of a batch. A write such as clamp_ may leave
+    these rows' values as they are, and one through numpy or `.data` the version.
+    """
+    return any(
+        clone._version > 0 or not same_bits(clone, part)
+        for clone, part in zip(clones, batch, strict=True)
+    )
 
 
 class Snapshot:
