@@ -239,6 +239,12 @@ def test_runs_whose_code_is_changed_back_count_again(project: Project) -> None:
     assert finished == set(first)
     assert project.states() == ["finished", "finished", "superseded", "superseded"]
     assert len(after) == 4
+    layers.write_text("from torch.nn import Tanh as activation\n")  # and once more
+    assert project.sweep().stderr == ""
+    with (project.folder / "outputs" / "s" / "results.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    finished = {Path(row["directory"]).name for row in rows if row["state"] == "finished"}
+    assert finished == set(after) - set(first)
 
 
 def test_a_search_does_not_go_on_with_other_code(project: Project) -> None:

@@ -127,7 +127,7 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
     from experiments.config.references import references, referred_roots, resolvers_used
     from experiments.config.schema import check, own_roots
 
-    job = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    job = without_hydra(composed)
     raw = OmegaConf.to_container(job)
     found = list(references(raw))
     outside = [] if allow_unused else hydra_references(composed)
@@ -153,6 +153,11 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
         # so that the saved config is valid in any working directory
         checked["data"]["path"] = str(Path(path).absolute())
     return checked
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """A composed config without its `hydra` node, unresolved."""
+    return OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
 
 
 def written_overrides(hydra_node: "DictConfig | HydraConf") -> list[str]:

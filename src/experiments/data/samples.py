@@ -66,10 +66,11 @@ def seed_generators(value: int) -> None:
 
 @contextlib.contextmanager
 def preserved_generators() -> Iterator[None]:
-    """Leave the global generators of Python, NumPy and torch's CPU as they were."""
+    """Leave the global generators of Python, NumPy and torch as they were."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        yield
+        with torch.random.fork_rng(enabled=torch.cuda.is_initialized()):
+            yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)

@@ -209,6 +209,11 @@ def keep(path: Path) -> None:
         lock.close()
 
 
+def counts_since(record: dict[str, Any]) -> str:
+    """When a run was started or last kept, UTC, ISO 8601; of equal configs the latest counts."""
+    return str(max(record["started"], record.get("kept", "")))
+
+
 def reopen(path: Path, keep: Sequence[str] = ("finished",)) -> Run:
     """Lock the directory of an unfinished run, to resume it. Without a checkpoint the run begins
     anew, and so does its identity.

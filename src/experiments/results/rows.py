@@ -14,7 +14,7 @@ from typing import Any
 from experiments.config.names import flatten, format_value
 from experiments.directory.claim import is_locked
 from experiments.directory.metrics import METRICS, read_metrics
-from experiments.directory.record import read_record
+from experiments.directory.record import counts_since, read_record
 from experiments.errors import UsageError
 from experiments.stdio import printable
 
@@ -36,7 +36,7 @@ class Row:
     best: dict[str, float]
     last: dict[str, float]
     seconds: float
-    started: str = ""  # or kept since then by a sweep; UTC, ISO 8601
+    counts_since: str = ""  # started, or kept by a sweep; UTC, ISO 8601
     identity: Mapping[str, Any] = field(default_factory=dict)  # of code, data and versions
 
     @property
@@ -80,7 +80,7 @@ def mark_superseded(rows: Iterable[Row]) -> list[Row]:
     """
     marked: list[Row] = []
     latest: dict[tuple[Path, str], Row] = {}
-    for row in sorted(rows, key=lambda row: row.started, reverse=True):
+    for row in sorted(rows, key=lambda row: row.counts_since, reverse=True):
         key = (row.path.parent, json.dumps(row.config, sort_keys=True, default=str))
         newer = latest.setdefault(key, row)
         outdated = newer.identity != row.identity
@@ -116,7 +116,7 @@ def read(path: Path) -> Row:
         best=metrics.get("best", {}),
         last=metrics.get("last", {}),
         seconds=seconds,
-        started=max(record["started"], record.get("kept", "")),
+        counts_since=counts_since(record),
         identity={part: record.get(part) for part in ("code", "data", "versions")},
     )
 

@@ -5,7 +5,7 @@ As Hydra's own main does it, but from a config that is already composed.
 
 import math
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -15,7 +15,7 @@ from hydra.core.utils import JobReturn, configure_log
 from hydra.types import HydraContext, RunMode, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from experiments.config.compose import enter
+from experiments.config.compose import enter, without_hydra, written_overrides
 from experiments.config.hydra_versions import DIRNAME
 from experiments.config.names import quote_value
 from experiments.config.references import Reference, references, referred_roots, resolvers_used
@@ -32,7 +32,7 @@ def name_runs(shared: DictConfig) -> None:
     """Set the names of the runs' directories in the shared config, for every launcher, unless the
     user chose others. Raises UsageError for names outside of the sweep's directory.
     """
-    overrides = written(shared)["hydra"]
+    overrides = written(shared.hydra.overrides)["hydra"]
     path = Path(names(shared))
     outside = path.is_absolute() or ".." in path.parts or not path.parts
     if outside and shared.hydra.runtime.choices["hydra/launcher"] == "workers":
@@ -44,14 +44,14 @@ def name_runs(shared: DictConfig) -> None:
             shared.hydra.overrides.hydra = [*overrides, f"hydra.sweep.subdir='{OUR_NAMES}'"]
 
 
-def written(shared: DictConfig) -> dict[str, list[str]]:
-    """`hydra.overrides` with its references: reading them from the config would resolve those."""
-    return cast(dict[str, list[str]], OmegaConf.to_container(shared.hydra.overrides))
+def written(node: object) -> dict[str, Any]:
+    """A node with its references: reading them from the config would resolve those."""
+    return cast(dict[str, Any], OmegaConf.to_container(node))
 
 
 def names(shared: DictConfig) -> str:
     """`hydra.sweep.subdir` as it was written, with its references."""
-    return str(OmegaConf.to_container(shared.hydra.sweep)["subdir"])  # type: ignore[index,call-overload]
+    return str(written(shared.hydra.sweep)["subdir"])
 
 
 def choose_directory(shared: DictConfig) -> Path:
@@ -65,7 +65,7 @@ def choose_directory(shared: DictConfig) -> Path:
                 f"hydra.sweep.dir={directory}: {folder} holds a single run, which would hide the "
                 "sweep's; choose another directory"
             )
-    overrides = written(shared)["hydra"]
+    overrides = written(shared.hydra.overrides)["hydra"]
     others = [word for word in overrides if not word.lstrip("+").startswith("hydra.sweep.dir=")]
     if others == overrides and not is_constant(shared):
         directory = claim(directory, exact=False)
@@ -82,11 +82,10 @@ def is_constant(shared: DictConfig) -> bool:
     """Whether `hydra.sweep.dir` names the same directory each time: without `${now:...}`, and
     without resolvers that are not known, also in variables that it may refer to.
     """
-    text = str(OmegaConf.to_container(shared.hydra.sweep)["dir"])  # type: ignore[index,call-overload]
+    text = str(written(shared.hydra.sweep)["dir"])
     found = [Reference(("hydra", "sweep", "dir"), text)]
     if referred_roots(found) - {"hydra"}:
-        job = OmegaConf.masked_copy(shared, [str(key) for key in shared if key != "hydra"])
-        found += references(OmegaConf.to_container(job))
+        found += references(OmegaConf.to_container(without_hydra(shared)))
     return resolvers_used(found) <= {"hydra", "oc.env", "oc.select", *BUILT_IN}
 
 
@@ -146,7 +145,7 @@ def run(shared: DictConfig, task: TaskFunction) -> bool:
         hydra_context=HydraContext(GlobalHydra.instance().config_loader(), callbacks),
         task_function=task,
     )
-    batches = sweeper.sweep(written(shared)["task"])
+    batches = sweeper.sweep(written_overrides(shared.hydra))
     callbacks.on_multirun_end(config=shared, config_name=shared.hydra.job.config_name)
     returned = [job for batch in batches or () if isinstance(batch, list | tuple) for job in batch]
     return any(

@@ -12,7 +12,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from experiments.config.compose import enter, validate
+from experiments.config.compose import enter, validate, without_hydra
 from experiments.config.hydra_versions import override_dirname, written_dirname
 from experiments.config.names import flatten, format_value, run_name
 from experiments.config.references import RESOLVER, references, resolvers_used
@@ -23,6 +23,7 @@ from experiments.directory.record import (
     COMPLETED,
     built_part,
     config_text,
+    counts_since,
     has_checkpoint,
     keep,
     read_record,
@@ -107,8 +108,7 @@ def place_job(
     and the name gets a suffix.
     """
     enter(composed, number)
-    config = validate(composed, allow_unused=True)
-    text = built_part(config_text(config))
+    config, text = validated(composed)
     has_settings = refers_to_settings(composed)
     first = directory / str(composed.hydra.sweep.subdir)
     reject_in_directory(config, "hydra.sweep.subdir", composed.hydra.sweep.subdir)
@@ -116,8 +116,7 @@ def place_job(
     for place in places(directory, composed, continuation):
         if has_settings:  # the name of the directory, say
             name_job(composed, directory, place)
-            config = validate(composed, allow_unused=True)
-            text = built_part(config_text(config))
+            config, text = validated(composed)
         saved = continuation.config(place)
         if saved is None:
             path = path or place
@@ -134,8 +133,7 @@ def place_job(
     assert path is not None
     name_job(composed, directory, path)
     if has_settings:
-        config = validate(composed, allow_unused=True)
-        text = built_part(config_text(config))
+        config, text = validated(composed)
     continuation.configs[path] = text
     name = str(path.relative_to(directory))
     job = Job(name, path, composed, monitor=config["trainer"]["monitor"])
@@ -148,8 +146,14 @@ def place_job(
         if record["state"] in COMPLETED:
             job.state, job.reused = record["state"], True
             job.value = record.get("metrics", {}).get("best", {}).get(job.monitor)
-            supersede_later_runs(job, first, continuation)
+            supersede_later_runs(record, job.path, first, continuation)
     return job, notices
+
+
+def validated(composed: DictConfig) -> tuple[dict[str, Any], bytes]:
+    """A job's checked config, and the text of what the run is built from."""
+    config = validate(composed, allow_unused=True)
+    return config, built_part(config_text(config))
 
 
 def name_job(composed: DictConfig, directory: Path, path: Path) -> None:
@@ -161,21 +165,25 @@ def name_job(composed: DictConfig, directory: Path, path: Path) -> None:
 
 def refers_to_settings(composed: DictConfig) -> bool:
     """Whether what a run is built from has `${hydra:...}` in it."""
-    job = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
-    return "hydra" in resolvers_used(references(OmegaConf.to_container(job)))
+    job = OmegaConf.to_container(without_hydra(composed))
+    return "hydra" in resolvers_used(references(job))
 
 
-def supersede_later_runs(job: Job, first: Path, continuation: Continuation) -> None:
+def supersede_later_runs(
+    record: dict[str, Any], kept: Path, first: Path, continuation: Continuation
+) -> None:
     """Let a run that is kept count, and not a later one of the same config: its code, data or
     versions were changed, and changed back.
 
-    first: the directory that the job would have without other runs.
+    record: the run.json of the run in `kept`. first: the directory that it would have without
+        other runs.
     """
-    started = read_record(job.path)["started"]
     for path in (first, *numbered(first).values()):
-        same = path != job.path and continuation.config(path) == continuation.config(job.path)
-        if same and (path / "run.json").exists() and read_record(path)["started"] > started:
-            keep(job.path)
+        same = path != kept and continuation.config(path) == continuation.config(kept)
+        if not same or not (path / "run.json").exists():
+            continue
+        if counts_since(read_record(path)) > counts_since(record):
+            keep(kept)
             return
 
 

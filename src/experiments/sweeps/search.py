@@ -14,14 +14,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from experiments.config.names import format_value
 from experiments.errors import UsageError
 from experiments.sweeps.jobs import Job
 from experiments.sweeps.study import (
     STUDY,
+    assignments,
     check_trials,
     describe,
-    first_value,
+    first_values,
     open_study,
 )
 from experiments.sweeps.sweep import Sweep
@@ -61,7 +61,7 @@ def search(
 
     setting = describe(compose, fixed, space)
     if not sweep.continuation.keep_changed:
-        first = [f"{key}={format_value(first_value(values))}" for key, values in space.items()]
+        first = assignments(first_values(space))
         check_trials(
             sweep.directory,
             setting,
@@ -122,10 +122,7 @@ class Search:
 
     def place(self, trial: "optuna.Trial") -> Job:
         """The job of a trial, with its directory."""
-        searched = [
-            unresolved_in_names(f"{key}={format_value(value)}")
-            for key, value in trial.params.items()
-        ]
+        searched = map(unresolved_in_names, assignments(trial.params))
         composed = self.sweep.loader.pop(self.sweep.config, [*self.fixed, *searched])
         return self.sweep.place(composed, trial.number)
 

@@ -4,6 +4,7 @@ A search that continues has to be the same search: trials that ran with other da
 bounds, or that were ranked by another metric, would mislead the sampler. Imports no torch.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -95,10 +96,10 @@ def describe(
     from optuna.distributions import CategoricalDistribution, distribution_to_json
 
     def config(values: dict[str, Any]) -> dict[str, Any]:
-        searched = [f"{key}={format_value(value)}" for key, value in values.items()]
-        return dict(flatten(validate(compose([*fixed, *searched]), allow_unused=True)))
+        composed = compose([*fixed, *assignments(values)])
+        return dict(flatten(validate(composed, allow_unused=True)))
 
-    first = {key: first_value(distribution) for key, distribution in space.items()}
+    first = first_values(space)
     base = config(first)
     configs = {
         f"{key}={option}": config({**first, key: option})
@@ -120,6 +121,16 @@ def relevant(config: dict[str, Any], space: "Space") -> dict[str, Any]:
         if not is_searched(key, space) and not key.startswith(IRRELEVANT)
     }
     return dict(json.loads(json.dumps(shared)))
+
+
+def assignments(values: Mapping[str, Any]) -> list[str]:
+    """Values of searched keys as overrides."""
+    return [f"{key}={format_value(value)}" for key, value in values.items()]
+
+
+def first_values(space: "Space") -> dict[str, Any]:
+    """A value for each searched key: that which stands for its distribution."""
+    return {key: first_value(distribution) for key, distribution in space.items()}
 
 
 def first_value(distribution: "BaseDistribution") -> Any:
@@ -197,11 +208,12 @@ def check_trials(
     code = {name: digest for now in found for name, digest in now["code"].items()}
     versions = {name: version for now in found for name, version in now["versions"].items()}
     data_is_fixed = not any(key.lstrip("+").partition(".")[0] == "data" for key in setting.space)
+    read_once = functools.cache(read_data)
     for path in run_directories(directory):
         record = read_record(path)
         if record["state"] not in COMPLETED:
             continue
-        rows = read_data() if data_is_fixed and record.get("data") else {}
+        rows = read_once() if data_is_fixed and record.get("data") else {}
         changes = differences(
             {**record, "code": shared(record.get("code", {}), code),
              "versions": shared(record.get("versions", {}), versions)},

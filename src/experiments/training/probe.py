@@ -51,7 +51,7 @@ def probe(parts: Mapping[str, nn.Module], batch: Batch) -> Findings | None:
     modules = [(name, module) for name, part in parts.items() for name, module in named(name, part)]
     snapshot = Snapshot(modules)
     try:
-        with preserved_generators(), torch.random.fork_rng(enabled=torch.cuda.is_initialized()):
+        with preserved_generators():
             one = step(parts, batch)
             first = snapshot.attributes()
             snapshot.restore_checkpointed()

@@ -31,7 +31,7 @@ def check_loaders(config: dict[str, Any], *loaders: Loader) -> None:
     for loader in loaders:
         if type(loader) in (TensorLoader, TorchLoader) and "batches" not in vars(loader):
             continue
-        with preserved_generators(), torch.random.fork_rng(enabled=torch.cuda.is_initialized()):
+        with preserved_generators():
             seed_generators(0)
             at = min(1, len(loader) - 1)
             expected, state = batch_at(loader, 0, at)
@@ -67,7 +67,7 @@ def check_optimizer_state(config: dict[str, Any], opt: Optimizer) -> None:
     own_state_dict = type(opt).state_dict is not Optimizer.state_dict
     if own_state_dict or opt._optimizer_state_dict_post_hooks or is_torchs(type(opt)):
         return
-    with preserved_generators(), torch.random.fork_rng(enabled=torch.cuda.is_initialized()):
+    with preserved_generators():
         try:
             name = evolving_attribute(opt)
         except Exception:  # it cannot be copied, or takes other gradients: unknown
