@@ -40,7 +40,7 @@ def parts(compose: Compose, tiny: Data) -> Build:
         targets: Callable[[Split], Tensor] = lambda split: split.y,
         **nodes: dict[str, Any],
     ) -> Parts:
-        splits = {
+        splits: dict[str, Any] = {
             name: Split(split.x, targets(split)) for name, split in vars(tiny).items()
             if isinstance(split, Split)
         }  # fmt: skip

@@ -254,7 +254,8 @@ def test_one_changed_bit_of_data_is_named(
     was: Split = getattr(tiny, split)
     x = was.x.clone()
     x.view(torch.int32)[7, 300] ^= 1
-    changed = replace(tiny, **{split: Split(x, was.y)})
+    change: dict[str, Any] = {split: Split(x, was.y)}
+    changed = replace(tiny, **change)
     monkeypatch.setattr(job, "load_data", lambda config: changed)
     _, output = reproduced(original, capsys)
     noted = [line for line in output.splitlines() if line.startswith("note")]

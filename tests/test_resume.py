@@ -285,7 +285,8 @@ def test_one_changed_bit_of_data_is_refused_and_its_split_named(
     was: Split = getattr(tiny, split)
     x = was.x.clone()
     x.view(torch.int32)[7, 300] ^= 1
-    changed = replace(tiny, **{split: Split(x, was.y)})
+    change: dict[str, Any] = {split: Split(x, was.y)}
+    changed = replace(tiny, **change)
     before = lines(tmp_path / "run")
     with pytest.raises(UsageError, match=f"data: {split} rows differ"):
         go_on(tmp_path / "run", config, changed)

@@ -63,8 +63,12 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
     from experiments.training.build import build
     from experiments.training.fit import evaluate
     from experiments.training.parts import build_loss
+    from experiments.training.saved_data import load_split
 
-    rows = getattr(load_data(saved.config), split)
+    if saved.statistics is None:
+        rows = getattr(load_data(saved.config), split)
+    else:
+        rows = load_split(saved.config, split, saved.statistics)
     options = evaluation_options(rows, saved.config["loader"]["batch_size"])
     loader = cast("Loader", build(saved.config, "loader", rows, **options))
     if isinstance(loader, TensorLoader):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from experiments.directory import statistics
 from experiments.directory.identity import code_changes, identify
 from experiments.directory.metrics import read_metrics, rows_by_step
 from experiments.directory.record import read_record
@@ -30,6 +31,8 @@ class SavedRun:
     model: the checkpoint's weights, on the CPU, in evaluation mode
     step: number of optimizer steps at that checkpoint
     loss_state: the loss's parameters and buffers at that checkpoint
+    statistics: what the data computed on its training split, to encode new rows with, as
+        `experiments.data.tables.encode` does; None if there is nothing
     """
 
     path: Path
@@ -39,6 +42,7 @@ class SavedRun:
     model: "nn.Module"
     step: int
     loss_state: dict[str, Any] = field(default_factory=dict)
+    statistics: Any = None
 
 
 def load_run(
@@ -78,4 +82,5 @@ def load_run(
         model=model.eval(),
         step=content["state"]["step"],
         loss_state=content.get("loss", {}),
+        statistics=statistics.read(path),
     )

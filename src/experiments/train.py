@@ -11,6 +11,7 @@ from typing import Any
 from experiments.config.names import overridden
 from experiments.data import Data
 from experiments.data.scan import Scan
+from experiments.directory import statistics
 from experiments.directory.checkpoints import Checkpoints, restoring
 from experiments.directory.environment import packages
 from experiments.directory.fingerprint import fingerprint
@@ -67,6 +68,7 @@ def train(
     state = State() if saved is None else restore(parts, saved, run)
     steps, compiled = make_steps(parts, trainer, data.scans["train"], stop_signal)
     record_environment(run, parts, data, torch_environment(device, trainer) | compiled)
+    statistics.write(run.path, data.statistics)
     tracker = start_tracking(run, config) if saved is None else continue_tracking(run, saved)
     reporter = progress(trainer["epochs"], len(parts.train_loader))
     # must come last: building the parts may have drawn from the generators

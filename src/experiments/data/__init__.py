@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,17 @@ from experiments.data.splits import Split, reads_samples
 if TYPE_CHECKING:
     from experiments.data.scan import Scan
 
-__all__ = ["Data", "Split", "reads_samples"]
+__all__ = ["Data", "Missing", "Split", "reads_samples"]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Stands for a split that saved statistics do without, since its file is gone.
+
+    reason: the line that says so, for whoever asks for the split
+    """
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -23,11 +33,19 @@ class Data:
     generators of Python, NumPy and torch is a function of seed, epoch and row. All rows are read
     once at the start, unless the Dataset has an attribute or method `fingerprint`, a text that
     identifies its rows; then only the first few are checked.
+
+    sizes: numbers, or lists of them, by name (`vocabulary`, `cardinalities`), for the keys of the
+        same name that a config leaves null
+    statistics: a JSON value that was computed on the training split alone (means, categories) and
+        that other rows must be encoded with. It is saved in the run directory; a data function with
+        a parameter `statistics` is given it back when the run is evaluated.
     """
 
     train: Split
     valid: Split
     test: Split
+    sizes: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    statistics: Any = field(default=None, kw_only=True)
 
     @property
     def splits(self) -> dict[str, Any]:

@@ -141,9 +141,9 @@ def load(path: str | None) -> Data:
                     f"{array.shape[1:]}, one of {first.name}.npy {first.dtype} {first.shape[1:]}; "
                     "save them with the same row shape and kind of dtype"
                 )
-    return Data(**{
-        split: mapped_split(*(arrays[name] for name in array_names(split))) for split in SPLITS
-    })  # fmt: skip
+    return Data(*(
+        mapped_split(*(arrays[name] for name in array_names(split))) for split in SPLITS
+    ))  # fmt: skip
 
 
 def array_names(split: str) -> tuple[str, str]:
