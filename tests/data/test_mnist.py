@@ -1,14 +1,18 @@
 import gzip
 import hashlib
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import experiments.data.mnist as module
 from experiments.data import Data
+from experiments.data.idx import parse
 from experiments.errors import UsageError
 
 FOLDER = Path(module.__file__).parent
@@ -129,6 +133,64 @@ def test_too_few_rows_for_a_validation_split_are_reported_with_their_number(copi
         shutil.copy(copied / f"t10k-{kind}-ubyte.gz", copied / f"train-{kind}-ubyte.gz")
     with pytest.raises(UsageError, match="200 training rows, expected more than 10000"):
         load(copied)
+
+
+def test_images_are_the_same_pixels_with_a_channel_and_two_dimensions(
+    small_mnist_dir: Path,
+) -> None:
+    flat, images = load(small_mnist_dir), module.load(str(small_mnist_dir), images=True)
+    for split in ("train", "valid", "test"):
+        rows, pictures = getattr(flat, split), getattr(images, split)
+        assert pictures.x.shape == (len(rows), 1, 28, 28)
+        assert torch.equal(pictures.x.flatten(1), rows.x)
+        assert torch.equal(pictures.y, rows.y)
+    kept = module.load(str(small_mnist_dir), as_bytes=True, images=True)
+    assert kept.test.x.dtype == torch.uint8
+    assert kept.test.x.shape == (200, 1, 28, 28)
+
+
+def test_files_that_are_not_gzipped_give_the_same_bits(copied: Path) -> None:
+    zipped = load(copied)
+    for name in module.FILES:
+        file = copied / name
+        file.with_suffix("").write_bytes(gzip.decompress(file.read_bytes()))
+        file.unlink()
+    plain = load(copied)
+    assert plain.fingerprints == zipped.fingerprints
+
+
+def test_a_truncated_file_without_gzip_is_named(copied: Path) -> None:
+    file = copied / "t10k-labels-idx1-ubyte"
+    file.write_bytes(gzip.decompress(file.with_suffix(".gz").read_bytes())[:-1])
+    file.with_suffix(".gz").unlink()
+    with pytest.raises(UsageError, match=rf"^{file}: holds 199 bytes, its header says \(200,\)"):
+        load(copied)
+
+
+def test_a_file_that_unpacks_to_more_than_its_header_says_is_cut_there(tmp_path: Path) -> None:
+    content = bytes((0, 0, 8, 1, 0, 0, 0, 3)) + bytes(3 + 2**20)
+    packed = gzip.compress(content)[:-4] + (11).to_bytes(4, "little")
+    with pytest.raises(UsageError, match="holds 4 bytes, its header says"):
+        parse(tmp_path / "labels.gz", packed, 1)
+
+
+def test_a_pipe_in_place_of_a_file_is_refused(copied: Path) -> None:
+    file = copied / "t10k-labels-idx1-ubyte.gz"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(UsageError, match=rf"^{file}: is no file"):
+        load(copied)
+
+
+def test_fashion_mnist_has_as_many_rows_as_mnist(compose: Callable[..., dict[str, Any]]) -> None:
+    node = compose(["data=fashion_mnist"])["data"]
+    if not Path(node["path"]).exists():
+        with pytest.raises(UsageError, match="apt-get install dataset-fashion-mnist, or name"):
+            load(Path(node["path"]))
+        return
+    data = module.load(node["path"], node["as_bytes"], node["images"])
+    assert [len(split) for split in (data.train, data.valid, data.test)] == [50_000, 10_000, 10_000]
+    assert data.train.y[:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
 
 
 def load(folder: Path) -> Data:

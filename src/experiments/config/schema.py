@@ -26,6 +26,7 @@ SCHEMA: Mapping[str, Rule] = {
     "seed": number(low=0, below=2**63, whole=True),
     "data.path": or_null(TEXT),
     "data.as_bytes": FLAG,
+    "data.images": FLAG,
     "loader.batch_size": COUNT,
     "loader.shuffle": FLAG,
     "loader.drop_last": FLAG,

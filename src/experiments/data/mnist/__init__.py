@@ -29,16 +29,22 @@ FILES = {  # sha256
 # fmt: on
 
 
-def load(path: str | None = None, as_bytes: bool = False) -> Data:
+# Where Debian's package dataset-fashion-mnist installs its files.
+DEBIAN = Path("/usr/share/datasets")
+
+
+def load(path: str | None = None, as_bytes: bool = False, images: bool = False) -> Data:
     """The canonical training file as 50,000 training rows and, its last 10,000, validation rows;
     the 10,000 rows of the test file.
 
-    x: float32 (rows, 784) in [0, 1], or uint8, which the loaders scale; y: int64 (rows,) in 0..9
+    x: float32 (rows, 784) in [0, 1], or uint8, which the loaders scale; with `images` (rows, 1, 28,
+        28). y: int64 (rows,) in 0..9
 
-    path: a folder with the four gzipped files; None for the bundled ones. It may hold another data
-        set in the same format, such as Fashion-MNIST; a file of exactly the size of the bundled
-        one is assumed to be a copy of it, and its sha256 is checked.
+    path: a folder with the four files, gzipped or without .gz; None for the bundled ones. It may
+        hold another data set in the same format, such as Fashion-MNIST; a gzipped file of exactly
+        the size of the bundled one is assumed to be a copy of it, and its sha256 is checked.
     as_bytes: keep x as uint8.
+    images: keep the two dimensions of an image, after one for its channel.
 
     Raises UsageError naming the file that is missing or damaged; before torch is imported if
     sha256, header or length show it without decompressing the file.
@@ -48,8 +54,11 @@ def load(path: str | None = None, as_bytes: bool = False) -> Data:
     contents = {}
     for (name, sha256), dimensions in zip(FILES.items(), (3, 1, 3, 1), strict=True):
         file = folder / name
+        if not file.exists():
+            file = file.with_suffix("") if file.with_suffix("").exists() else installed(file)
         is_copy = file.exists() and file.stat().st_size == (bundled / name).stat().st_size
-        content = read_bytes(file, sha256 if is_copy or path is None else None)
+        known = file.name == name and (is_copy or path is None)
+        content = read_bytes(file, sha256 if known else None)
         check_header(file, content, dimensions)
         contents[file] = (content, dimensions)
     from concurrent.futures import ThreadPoolExecutor
@@ -65,8 +74,8 @@ def load(path: str | None = None, as_bytes: bool = False) -> Data:
         arrays = [future.result() for future in futures]
     del futures  # they keep the decompressed bytes alive
     # pop, so that each array is freed as soon as it is converted
-    test = make_split(folder, as_bytes, labels=arrays.pop(), images=arrays.pop())
-    train = make_split(folder, as_bytes, labels=arrays.pop(), images=arrays.pop())
+    test = make_split(folder, as_bytes, labels=arrays.pop(), pictures=arrays.pop(), images=images)
+    train = make_split(folder, as_bytes, labels=arrays.pop(), pictures=arrays.pop(), images=images)
     if len(train) <= VALID_ROWS:
         raise UsageError(
             f"data.path={folder}: {len(train)} training rows, expected more than {VALID_ROWS}"
@@ -78,12 +87,25 @@ def load(path: str | None = None, as_bytes: bool = False) -> Data:
     )
 
 
-def make_split(folder: Path, as_bytes: bool, *, images: Idx, labels: Idx) -> Split:
-    """Images flattened to float32 in [0, 1], or to uint8 if `as_bytes`; labels as class numbers."""
-    rows, height, width = images.shape
+def installed(file: Path) -> Path:
+    """The file, or UsageError if it is missing where a package of Debian's should have put it."""
+    if file.parent.parent == DEBIAN and not file.exists():
+        raise UsageError(
+            f"{file}: there is no such file; apt-get install dataset-{file.parent.name}, or name "
+            "its folder with data.path"
+        )
+    return file
+
+
+def make_split(folder: Path, as_bytes: bool, *, pictures: Idx, labels: Idx, images: bool) -> Split:
+    """Pictures flattened, or with a dimension for their channel if `images`, to float32 in [0, 1],
+    or to uint8 if `as_bytes`; labels as class numbers.
+    """
+    rows, height, width = pictures.shape
     if labels.shape != (rows,):
         raise UsageError(f"data.path={folder}: {rows} images but {labels.shape[0]} labels")
-    pixels, classes = to_tensor(images).view(rows, height * width), to_tensor(labels)
+    shape = (rows, 1, height, width) if images else (rows, height * width)
+    pixels, classes = to_tensor(pictures).view(shape), to_tensor(labels)
     # in place, since uint8.div(255) would allocate a float copy besides its result
     x = pixels if as_bytes else pixels.float().div_(255)
     return Split(x, classes.long(), pixels=True)
