@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -549,3 +550,53 @@ def test_a_run_over_many_windows_is_resumed_and_reproduced_with_the_same_bits(
         assert_same_run(run, tmp_path / "unbroken")
     assert call(reproduce.main, tmp_path / "5", "--into", tmp_path / "again") == 0
     assert "identical" in capsys.readouterr().out
+
+
+# One file for all rows, divided by a rule
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> str:
+    """x.npy and y.npy of 20 rows, whose inputs are their number, of two classes."""
+    rows = np.arange(20, dtype=np.float32)
+    return save(tmp_path / "pair", {"x": np.stack([rows, rows], 1), "y": np.arange(20) % 2})
+
+
+def test_the_last_rows_of_one_file_stay_mapped(pair: str) -> None:
+    data = load(pair, valid=3, test=0.2)
+    assert all(isinstance(split, MappedSplit) for split in data.splits.values())
+    assert data.valid.x[:, 0].tolist() == [13, 14, 15]
+    assert data.test.x[:, 0].tolist() == [16, 17, 18, 19]
+    assert data.test.y.tolist() == [0, 1, 0, 1]
+    assert len(data.train) == 13
+
+
+def test_a_part_of_a_mapped_file_is_read_as_rows_in_memory_are(pair: str) -> None:
+    data = load(pair, valid=3, test=4)
+    mapped = TensorLoader(data.valid, batch_size=2, seed=1)
+    copied = TensorLoader(in_memory(data.valid), batch_size=2, seed=1)
+    assert same(list(mapped.batches(0)), list(copied.batches(0)))
+
+
+@pytest.mark.parametrize("split", ["random", "stratified"])
+def test_drawn_rows_are_each_in_one_split(pair: str, split: str) -> None:
+    data = load(pair, split, split_seed=4)
+    found = [part.x[:, 0].int().tolist() for part in data.splits.values()]
+    assert sorted(chain.from_iterable(found)) == list(range(20))
+    assert all((part.x[:, 0] % 2 == part.y).all() for part in data.splits.values())
+
+
+def test_folds_of_one_file_are_each_row_once(pair: str) -> None:
+    found = [load(pair, test=2, folds=3, fold=fold).valid.x[:, 0].tolist() for fold in range(3)]
+    assert sorted(chain.from_iterable(found)) == list(range(18))
+
+
+def test_a_class_that_no_training_row_has_is_named(tmp_path: Path) -> None:
+    found = {"x": np.zeros((20, 2), np.float32), "y": np.array([0, 1] * 9 + [7, 1])}
+    with pytest.raises(UsageError, match="the class 7 is in the test rows and in no training row"):
+        load(save(tmp_path / "pair", found))
+
+
+def test_a_rule_for_a_folder_with_a_file_for_each_split_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"there is no x\.npy to divide by data\.split=random"):
+        load(str(folder), "random")

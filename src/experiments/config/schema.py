@@ -22,11 +22,19 @@ from experiments.config.rules import (
 )
 from experiments.errors import UsageError
 
+# Of the rows of a file, where a text is a file of its own.
+SHARE = either(number(above=0, below=1), COUNT)
 SCHEMA: Mapping[str, Rule] = {
     "seed": number(low=0, below=2**63, whole=True),
     "data.path": or_null(TEXT),
     "data.as_bytes": FLAG,
     "data.images": FLAG,
+    "data.split": choice("first", "last", "random", "stratified", "grouped"),
+    "data.valid": or_null(either(SHARE, TEXT)),
+    "data.test": or_null(either(SHARE, TEXT)),
+    "data.split_seed": number(low=0, below=2**63, whole=True),
+    "data.folds": or_null(number(low=2, whole=True)),
+    "data.fold": number(low=0, whole=True),
     "loader.batch_size": COUNT,
     "loader.shuffle": FLAG,
     "loader.drop_last": FLAG,

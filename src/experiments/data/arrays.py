@@ -9,13 +9,15 @@ import math
 import mmap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.data import Data, Split
+from experiments.data.classes import check_covered
+from experiments.data.partition import MAX_CLASSES, Rows, Rule, Share, partition
 from experiments.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,6 +59,11 @@ class MappedArray:
                 offset=self.offset,
             )
         return flat.view(self.shape)
+
+    def part(self, first: int, last: int) -> MappedArray:
+        """The rows `first` up to `last`, in the same mapping."""
+        offset = self.offset + first * self.row_bytes
+        return replace(self, shape=(last - first, *self.shape[1:]), offset=offset)
 
     def prefetch(self, first: int, last: int) -> None:
         """Have the kernel prefetch rows `first` up to `last`, without waiting for it."""
@@ -109,13 +116,24 @@ class MappedSplit(Split):
             array.mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def load(path: str | None) -> Data:
-    """Memory-map train_x.npy, train_y.npy, valid_x.npy, valid_y.npy, test_x.npy and test_y.npy.
+def load(
+    path: str | None,
+    split: str = "last",
+    valid: Share = None,
+    test: Share = None,
+    split_seed: int = 0,
+    folds: int | None = None,
+    fold: int = 0,
+) -> Data:
+    """Memory-map train_x.npy, train_y.npy, valid_x.npy, valid_y.npy, test_x.npy and test_y.npy; or
+    x.npy and y.npy, whose rows are divided by a rule, see `partition.Rule`.
 
     x: float32 or uint8 (rows, ...); y: int64 or float32 (rows, ...); other integer dtypes are
     copied into memory as int64
 
     path: the folder with the files, which must not change during a run.
+    split and the others: the rule. Splits of neighbouring rows (first and last) stay in the files;
+        others are copied into memory.
 
     Raises UsageError naming the file that is missing, damaged or inconsistent with the others,
     before torch is imported.
@@ -123,6 +141,14 @@ def load(path: str | None) -> Data:
     if path is None or not Path(path).is_dir():
         raise UsageError(
             f"data.path={path or 'null'}: there is no such folder; name the one with train_x.npy"
+        )
+    rule = Rule(split, valid, test, split_seed, folds, fold)
+    if (Path(path) / "x.npy").exists() and not (Path(path) / "train_x.npy").exists():
+        return divided(path, rule)
+    if rule != Rule("last"):
+        raise UsageError(
+            f"data.path={path}: there is no x.npy to divide by data.split={split}; save all rows "
+            "as x.npy and y.npy, or leave out data.split, valid, test, folds and fold"
         )
     arrays = {name: map_file(Path(path), name) for split in SPLITS for name in array_names(split)}
     for split in SPLITS:
@@ -144,6 +170,34 @@ def load(path: str | None) -> Data:
     return Data(*(
         mapped_split(*(arrays[name] for name in array_names(split))) for split in SPLITS
     ))  # fmt: skip
+
+
+def divided(path: str, rule: Rule) -> Data:
+    """The rows of x.npy and y.npy, divided by a rule."""
+    x, y = map_file(Path(path), "x"), map_file(Path(path), "y")
+    if x.shape[0] != y.shape[0]:
+        raise UsageError(
+            f"data.path={path}: x.npy has {x.shape[0]} rows, y.npy {y.shape[0]}; "
+            "save a target for each row"
+        )
+    classes = None
+    if y.dtype.kind in "iu" and len(y.shape) == 1:
+        classes = np.frombuffer(y.mapping, y.dtype, y.shape[0], y.offset)
+    rows = partition(x.shape[0], rule, None if rule.split == "grouped" else classes)
+    if classes is not None and len(np.unique(classes)) <= MAX_CLASSES:
+        check_covered(f"data.path={path}", {name: classes[part] for name, part in rows.items()})
+    return Data(*(selected(x, y, rows[split]) for split in SPLITS))
+
+
+def selected(x: MappedArray, y: MappedArray, rows: Rows) -> Split:
+    """Some rows, ascending: mapped if they are neighbours, else copied into memory."""
+    import torch
+
+    first, last = int(rows[0]), int(rows[-1]) + 1
+    if last - first == len(rows):
+        return mapped_split(x.part(first, last), y.part(first, last))
+    whole, index = mapped_split(x, y), torch.from_numpy(rows)
+    return Split(whole.x[index], whole.y[index], pixels=True)
 
 
 def array_names(split: str) -> tuple[str, str]:
@@ -185,7 +239,7 @@ def map_file(folder: Path, name: str) -> MappedArray:
             f"{subject} is not a complete .npy file ({reason}); save it again"
         ) from None
     shape, fortran, dtype = header
-    if name.endswith("_x"):
+    if name.endswith("x"):
         supported, expected = dtype in (np.float32, np.uint8), "float32 or uint8"
     else:
         supported = dtype == np.float32 or (dtype.kind in "iu" and dtype.isnative)
