@@ -4,8 +4,9 @@ Each division is a pure function of the number of rows, their classes or groups,
 own, so that no other draw and no other key of a run changes it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,24 +43,33 @@ class Rule:
     fold: int = 0
 
 
-def partition(rows: int, rule: Rule, labels: NDArray[np.generic] | None = None) -> dict[str, Rows]:
+def partition(
+    rows: int, rule: Rule, labels: NDArray[Any] | None = None, elsewhere: Collection[str] = ()
+) -> dict[str, Rows]:
     """The row numbers of each split, int64, ascending: each row in exactly one, each split with at
     least one.
 
     labels: (rows,) the classes of a stratified rule, the groups of a grouped one
+    elsewhere: splits that have a file of their own, and get none of these rows
 
     Raises UsageError if the rule leaves a split empty or contradicts itself.
     """
     check_rule(rule)
+    if {"valid", "test"} <= {*elsewhere}:
+        return {"train": np.arange(rows)}
     order, blocks = ordered(rows, rule, labels)
-    tested = count("test", rule.test, rows)
-    if rule.folds is None:
-        wanted = {"test": tested, "valid": count("valid", rule.valid, rows)}
-        part = assigned(rule, order, blocks, wanted)
-    else:
-        part = assigned(rule, order, blocks, {"test": tested, "valid": 0})
+    drawn = [name for name in ("test", "valid") if name not in elsewhere]
+    if rule.folds is not None:
+        drawn.remove("valid")
+    wanted = {name: count(name, getattr(rule, name), rows) for name in drawn}
+    part = assigned(rule, order, blocks, wanted)
+    if rule.folds is not None:
         in_fold(part, rule, order, blocks)
-    found = {name: np.flatnonzero(part == number) for number, name in enumerate(SPLITS)}
+    found = {
+        name: np.flatnonzero(part == number)
+        for number, name in enumerate(SPLITS)
+        if name not in elsewhere
+    }
     for name, members in found.items():
         if len(members) == 0:
             raise UsageError(f"data.split={rule.split}: {empty(name, rule, rows, len(blocks))}")
@@ -103,10 +113,10 @@ def count(name: str, share: Share, rows: int) -> int:
     wanted = round(share * rows) if share < 1 else int(share)
     if wanted > rows:
         raise UsageError(f"data.{name}={share}: there are only {rows} rows; make it smaller")
-    return max(wanted, 1) if share > 0 else 0
+    return max(wanted, 1)
 
 
-def ordered(rows: int, rule: Rule, labels: NDArray[np.generic] | None) -> tuple[Rows, list[Rows]]:
+def ordered(rows: int, rule: Rule, labels: NDArray[Any] | None) -> tuple[Rows, list[Rows]]:
     """The rows in the order in which a rule takes them, and the same as blocks: one block, or one
     for each class or group, which are in random order, as are the rows in each.
     """
@@ -164,8 +174,8 @@ def apportioned(sizes: list[int], wanted: list[int]) -> list[list[int]]:
     """
     rows = sum(sizes)
     columns = [*wanted, rows - sum(wanted)]  # the last one is training
-    if columns[-1] < 0:
-        columns[-1], columns[0] = 0, max(columns[0] + columns[-1], 0)
+    if columns[-1] < 0:  # more than there are: no training rows, which is refused
+        columns = [*wanted[:-1], rows - sum(wanted[:-1]), 0]
     whole = [[size * column // rows for column in columns] for size in sizes]
     lacking = [column - sum(row[number] for row in whole) for number, column in enumerate(columns)]
     for size, row in zip(sizes, whole, strict=True):
