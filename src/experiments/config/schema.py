@@ -29,6 +29,7 @@ SCHEMA: Mapping[str, Rule] = {
     "data.path": or_null(TEXT),
     "data.as_bytes": FLAG,
     "data.images": FLAG,
+    "data.length": COUNT,
     "data.target": or_null(TEXT),
     "data.numbers": or_null(list_of(TEXT)),
     "data.categories": or_null(list_of(TEXT)),

@@ -104,7 +104,7 @@ def empty(name: str, rule: Rule, rows: int, groups: int) -> str:
     return f"leaves no {name} rows of {of}; change {keys}, or give a file for each split"
 
 
-def count(name: str, share: Share, rows: int) -> int:
+def count(name: str, share: Share, rows: int, unit: str = "rows") -> int:
     """The number of rows that a fraction, or a number of them, stands for.
 
     Raises UsageError if that is more than there are.
@@ -112,7 +112,7 @@ def count(name: str, share: Share, rows: int) -> int:
     share = DEFAULT_SHARE if share is None else share
     wanted = round(share * rows) if share < 1 else int(share)
     if wanted > rows:
-        raise UsageError(f"data.{name}={share}: there are only {rows} rows; make it smaller")
+        raise UsageError(f"data.{name}={share}: there are only {rows} {unit}; make it smaller")
     return max(wanted, 1)
 
 
