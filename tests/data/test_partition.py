@@ -118,6 +118,7 @@ def test_the_draws_are_those_of_a_bit_generator_that_no_version_of_numpy_changes
         (10, Rule(valid=5, test=5), "leaves no train rows of 10 rows; change data.valid and"),
         (2, Rule(), "leaves no train rows of 2 rows"),
         (4, Rule(folds=5, fold=4), "leaves no valid rows of 4 rows; change data.folds=5"),
+        (10, Rule(test="a.npy"), "data.test=a.npy: expected a fraction"),  # type: ignore[arg-type]
         (10, Rule("grouped"), "data.split=grouped: needs data.group"),
         (10, Rule("stratified"), "data.split=stratified: needs a target of classes"),
     ],

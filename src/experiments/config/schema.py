@@ -24,12 +24,19 @@ from experiments.errors import UsageError
 
 # Of the rows of a file, where a text is a file of its own.
 SHARE = either(number(above=0, below=1), COUNT)
+FUNCTIONS = list_of(
+    Rule("a mapping with a _target_", lambda value: isinstance(value, dict) and "_target_" in value)
+)
 SCHEMA: Mapping[str, Rule] = {
     "seed": number(low=0, below=2**63, whole=True),
     "data.path": or_null(TEXT),
     "data.as_bytes": FLAG,
     "data.images": FLAG,
     "data.length": COUNT,
+    "data.resize": or_null(list_of(COUNT, length=2)),
+    "data.grayscale": FLAG,
+    "data.memory": FLAG,
+    "data.transform": or_null(FUNCTIONS),
     "data.target": or_null(TEXT),
     "data.numbers": or_null(list_of(TEXT)),
     "data.categories": or_null(list_of(TEXT)),

@@ -77,7 +77,10 @@ def partition(
 
 
 def check_rule(rule: Rule) -> None:
-    """Raise UsageError for keys that contradict each other."""
+    """Raise UsageError for keys that contradict each other, or name a file where none is taken."""
+    for name in ("valid", "test"):
+        if isinstance(share := getattr(rule, name), str):
+            raise UsageError(f"data.{name}={share}: expected a fraction or a number of rows here")
     if rule.folds is None:
         if rule.fold:
             raise UsageError(
