@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from saved_runs import SMALL, call, go_on, record
+from saved_runs import SMALL, assert_same_run, call, go_on, record, stop_after
 
 from experiments import evaluate, job, load_run
 from experiments.data import Missing
@@ -295,6 +295,23 @@ def test_a_run_on_a_table_is_evaluated_without_its_file_and_predicts_new_rows(
     run = load_run(tmp_path / "run", "last")
     x = encode({"age": [20], "height": [1.5]}, run.statistics)
     assert run.model(x).shape == (1, 2)
+
+
+def test_a_run_on_a_table_that_was_stopped_ends_with_the_same_bits(
+    table: str, tmp_path: Path, compose: Callable[[list[str]], dict[str, Any]]
+) -> None:
+    config = compose([
+        *SMALL, "data=table", f"data.path={table}", "data.target=kind", "data.folds=3",
+        "data.numbers=[age,height]", "data.categories=[]", "model.in_features=2",
+        "model.out_features=2", "loader.batch_size=8",
+    ])  # fmt: skip
+    go_on(tmp_path / "unbroken", config, job.load_data(config))
+    assert go_on(tmp_path / "run", config, job.load_data(config), stop_after(4)) == "interrupted"
+    saved = (tmp_path / "run" / "statistics.json").read_bytes()
+    job._load_data.cache_clear()
+    go_on(tmp_path / "run", config, job.load_data(config))
+    assert_same_run(tmp_path / "run", tmp_path / "unbroken")
+    assert (tmp_path / "run" / "statistics.json").read_bytes() == saved
 
 
 def test_the_option_takes_the_keys_of_its_function(
