@@ -98,19 +98,14 @@ def load(
             "data.memory=true: decodes images once, so that data.transform would draw once; use "
             "data.memory=false with loader=torch"
         )
-    own = {name: Path(path) / name for name in SPLITS if (Path(path) / name).is_dir()}
-    found = {name: listed(folder) for name, folder in own.items()}
-    if not own:
-        found["train"] = listed(Path(path))
-    elif "train" not in own and statistics is None:
-        raise UsageError(f"data.path={path}: has no folder train beside {', '.join(own)}; add it")
+    found = images_by_split(path, may_lack_train=statistics is not None)
     names = class_names(found, statistics, path)
     parts: dict[str, Any] = {
         name: [(file, names.index(label)) for file, label in files] for name, files in found.items()
     }
     if "train" in parts:
         rule = Rule(split, valid, test, split_seed, folds, fold)
-        parts |= divided(parts["train"], rule, set(own) - {"train"})
+        parts |= divided(parts["train"], rule, set(found) - {"train"})
         check(f"data.path={path}", parts, names)
     form = Form(resize, grayscale)
     shapes: dict[tuple[int, ...], Path] = {}
@@ -122,6 +117,16 @@ def load(
     ]  # fmt: skip
     sizes = {"num_classes": len(names), "out_features": len(names)}
     return Data(*splits, sizes=sizes, statistics={"classes": names})
+
+
+def images_by_split(path: str, may_lack_train: bool) -> dict[str, list[tuple[Path, str]]]:
+    """The images of each split that has a folder; all are of train if no split has one."""
+    own = {name: Path(path) / name for name in SPLITS if (Path(path) / name).is_dir()}
+    if not own:
+        return {"train": listed(Path(path))}
+    if "train" not in own and not may_lack_train:
+        raise UsageError(f"data.path={path}: has no folder train beside {', '.join(own)}; add it")
+    return {name: listed(folder) for name, folder in own.items()}
 
 
 def listed(folder: Path) -> list[tuple[Path, str]]:

@@ -82,18 +82,30 @@ def load(
     else:
         parts = {**dict.fromkeys(SPLITS, whole), **parts}
     if statistics is None:
-        train = parts["train"]
         # read_parts allows a missing file with statistics only
-        assert isinstance(train, Part)
         assert isinstance(whole, Part)
         names = chosen(whole.table, numbers, categories, apart)
-        statistics = learn(train, *names, missing)
-        statistics["target"] = learn_target(train, target, classes)
-        used = [*names[0], *names[1], target]
-        statistics["texts"] = [n for n in used if is_category(train.table.schema[n])]
+        statistics = learn_all(parts["train"], names, missing, target, classes)
     sizes = {"numbers": len(statistics["numbers"]), "cardinalities": cardinalities(statistics)}
     splits: list[Any] = [encoded(parts[name], statistics) for name in SPLITS]
     return Data(*splits, sizes=sizes, statistics=statistics)
+
+
+def learn_all(
+    train: Part | Missing,
+    names: tuple[list[str], list[str]],
+    missing: str,
+    target: str,
+    classes: bool | None,
+) -> dict[str, Any]:
+    """The statistics of the training rows: of the columns of numbers and of categories, of the
+    target, and which columns are texts, even if those of another file could be read as numbers.
+    """
+    assert isinstance(train, Part)
+    statistics = learn(train, *names, missing)
+    used = [*names[0], *names[1], target]
+    texts = [name for name in used if is_category(train.table.schema[name])]
+    return {**statistics, "target": learn_target(train, target, classes), "texts": texts}
 
 
 def encode(
