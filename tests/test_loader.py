@@ -23,7 +23,6 @@ from experiments.data.loaders import (
     TensorLoader,
     TorchLoader,
     evaluation_options,
-    gather,
 )
 from experiments.data.mnist import load
 from experiments.data.streams import derive
@@ -217,7 +216,7 @@ def test_batches_are_gathered_whole_with_no_work_per_row(shuffle: bool) -> None:
 
 def test_an_unshuffled_batch_is_a_view_of_the_data() -> None:
     loader = TensorLoader(numbered(10), batch_size=4)
-    storage = loader.x.untyped_storage().data_ptr()
+    storage = loader.split.x.untyped_storage().data_ptr()
     assert all(xb.untyped_storage().data_ptr() == storage for xb, _ in loader.batches())
 
 
@@ -261,10 +260,10 @@ def test_batches_of_bytes_equal_those_of_floats_scaled_beforehand(
 
 def test_gathering_rows_scales_bytes_and_no_other_dtype() -> None:
     kept, index = pixels(256), torch.tensor([3, 255, 3])
-    xb, yb = gather(kept.x, kept.y, index)
+    xb, yb = kept.gather(index)
     assert torch.equal(xb, kept.x[index].float() / 255)
     assert torch.equal(yb, index)
-    assert torch.equal(gather(kept.y, kept.y, index)[0], index)
+    assert torch.equal(Split(kept.y, kept.y).gather(index)[0], index)
 
 
 def test_bytes_of_a_custom_dataset_are_not_scaled() -> None:

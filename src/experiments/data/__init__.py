@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from experiments.data.nests import tensors_of
 from experiments.data.splits import Split, reads_samples
 
 if TYPE_CHECKING:
@@ -28,14 +29,14 @@ class Missing:
 class Data:
     """The splits of a data set: for training, for model selection and for the final result.
 
-    Each is a `Split` or, for loader=torch, any map-style Dataset of (x, y) pairs: it has a length,
-    and default_collate makes a batch of its `dataset[row]`. What reading a row draws from the
-    generators of Python, NumPy and torch is a function of seed, epoch and row. All rows are read
-    once at the start, unless the Dataset has an attribute or method `fingerprint`, a text that
-    identifies its rows; then only the first few are checked.
+    Each is a `Split` or, for loader=torch, any map-style Dataset: it has a length, and its
+    `collate_fn`, or else default_collate, makes a batch of its `dataset[row]`. What reading a row
+    draws from the generators of Python, NumPy and torch is a function of seed, epoch and row. All
+    rows are read once at the start, unless the Dataset has an attribute or method `fingerprint`, a
+    text that identifies its rows; then only the first few are checked.
 
     sizes: numbers, or lists of them, by name (`vocabulary`, `cardinalities`), for the keys of the
-        same name that a config leaves null
+        same name that is `auto` in a config
     statistics: a JSON value that was computed on the training split alone (means, categories) and
         that other rows must be encoded with. It is saved in the run directory; a data function with
         a parameter `statistics` is given it back when the run is evaluated.
@@ -66,5 +67,6 @@ class Data:
 
     def versions(self) -> list[int]:
         """Numbers that change when something writes to the rows in memory."""
-        tensors = [t for s in self.splits.values() if isinstance(s, Split) for t in (s.x, s.y)]
+        splits = [split for split in self.splits.values() if isinstance(split, Split)]
+        tensors = [tensor for split in splits for tensor in tensors_of(split.tensors)]
         return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

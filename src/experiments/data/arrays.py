@@ -9,7 +9,7 @@ import math
 import mmap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +79,7 @@ class MappedSplit(Split):
     are released; the kernel keeps them in its page cache as long as there is room.
     """
 
-    arrays: tuple[MappedArray, MappedArray]
+    arrays: tuple[MappedArray, MappedArray] = field(kw_only=True)
 
     @property
     def block(self) -> int:
@@ -210,7 +210,7 @@ def mapped_split(x: MappedArray, y: MappedArray) -> MappedSplit:
     targets = y.tensor()
     if not targets.is_floating_point():
         targets = targets.long()  # no copy if it is int64 already
-    return MappedSplit(x.tensor(), targets, (x, y), pixels=True)
+    return MappedSplit(x.tensor(), targets, arrays=(x, y), pixels=True)
 
 
 def map_file(folder: Path, name: str) -> MappedArray:

@@ -1,14 +1,16 @@
 """What a data set must be, whatever model is trained on it: checked when it is loaded."""
 
 import sys
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.utils.data
 from torch import Tensor
 
 from experiments.data import Data, Split, reads_samples
-from experiments.data.samples import Samples, check_shapes, preserved_generators
+from experiments.data.nests import named_leaves
+from experiments.data.samples import Samples, preserved_generators
+from experiments.data.scan import as_row, sample_leaves
 from experiments.errors import UsageError
 
 # Bytes that are all below this are rather codes than pixels.
@@ -42,24 +44,34 @@ def check_data(data: object, target: str) -> None:
 
 
 def check_tensors(split: Split, subject: str) -> None:
-    """Raise UsageError unless x and y are tensors with the same number of rows, at least one."""
-    for name, value in (("x", split.x), ("y", split.y)):
+    """Raise UsageError unless x and y are tensors, or nests of them, with the same number of rows,
+    at least one.
+    """
+    leaves = [*named_leaves(split.x, f"{subject}.x")]
+    leaves += [] if split.y is None else [*named_leaves(split.y, f"{subject}.y")]
+    for name, value in leaves:
         if not isinstance(value, Tensor):
             raise UsageError(
-                f"{subject}.{name} is a {type(value).__name__}, expected a tensor; "
+                f"{name} is a {type(value).__name__}, expected a tensor; "
                 "torch.from_numpy or torch.tensor makes one"
             )
         if value.ndim == 0:
-            raise UsageError(f"{subject}.{name} is one number, expected one entry for each row")
-    if len(split.x) != len(split.y):
-        raise UsageError(
-            f"{subject} has {len(split.x)} rows of x and {len(split.y)} of y; "
-            "give each row its target"
-        )
+            raise UsageError(f"{name} is one number, expected one entry for each row")
+    if not leaves:
+        raise UsageError(f"{subject}.x has no tensors; give it some")
+    (first, rows), *others = [(name, len(value)) for name, value in leaves]
+    for name, count in others:
+        if count != rows:
+            what = first.removeprefix(f"{subject}."), name.removeprefix(f"{subject}.")
+            raise UsageError(
+                f"{subject} has {rows} rows of {what[0]} and {count} of {what[1]}; "
+                "give each row its target"
+            )
     if len(split) == 0:
         raise UsageError(f"{subject} has no rows; give it some of another split's")
-    if split.x.dtype == torch.uint8 and split.pixels is None:
-        check_bytes(split.x, subject)
+    for name, value in leaves:
+        if value.dtype == torch.uint8 and split.pixels is None and name.startswith(f"{subject}.x"):
+            check_bytes(value, subject)
 
 
 def check_bytes(x: Tensor, subject: str) -> None:
@@ -79,8 +91,8 @@ def check_bytes(x: Tensor, subject: str) -> None:
 
 
 def check_samples(dataset: Any, subject: str) -> None:
-    """Raise UsageError unless a Dataset gives (x, y) pairs, the same whenever a row is read with
-    the same draws from the global generators.
+    """Raise UsageError unless a Dataset gives samples that hold a tensor, an array or a number, the
+    same whenever a row is read with the same draws from the global generators.
     """
     if isinstance(dataset, dict | str | Tensor) or not hasattr(dataset, "__len__"):
         raise UsageError(
@@ -92,13 +104,12 @@ def check_samples(dataset: Any, subject: str) -> None:
     samples = Samples(dataset)
     rows = list(range(min(REPEATED_ROWS, len(dataset))))
     with preserved_generators():
-        first = [collated(samples.read(row), row, subject) for row in rows]
+        first = [leaves_of(samples.read(row), row, subject) for row in rows]
         # in another order, so that a generator of its own stands elsewhere at each row
-        again = [collated(samples.read(row), row, subject) for row in reversed(rows)][::-1]
-    for row, sample in zip(rows, first, strict=True):
-        check_shapes(subject, row, sample, first[0])
+        again = [leaves_of(samples.read(row), row, subject) for row in reversed(rows)][::-1]
     for row, before, after in zip(rows, first, again, strict=True):
-        if not all(same_bits(a, b) for a, b in zip(before, after, strict=True)):
+        same = before.keys() == after.keys()
+        if not same or not all(equal_leaves(value, after[name]) for name, value in before.items()):
             raise UsageError(
                 f"{subject}: row {row} differs when it is read again, so its Dataset keeps a "
                 "generator or a count of its own, which no checkpoint holds; draw from "
@@ -106,21 +117,33 @@ def check_samples(dataset: Any, subject: str) -> None:
             )
 
 
-def collated(sample: Any, row: int, subject: str) -> tuple[Tensor, Tensor]:
-    """A sample as a batch of one. Raises UsageError if it is no pair that makes tensors."""
-    if not isinstance(sample, tuple | list) or len(sample) != 2:
-        kind = type(sample).__name__
-        size = f" of {len(sample)}" if isinstance(sample, tuple | list) else ""
-        raise UsageError(f"{subject}[{row}] is a {kind}{size}, expected a pair (x, y)")
-    batch = torch.utils.data.default_collate([tuple(sample)])
-    for name, part in zip(("x", "y"), batch, strict=True):
-        if not isinstance(part, Tensor):
+def leaves_of(sample: Any, row: int, subject: str) -> dict[str, Any]:
+    """The leaves of a sample by name: a batch of one row for each tensor, array or number, which
+    shares no memory with it; other leaves as texts. Raises UsageError if it has only such.
+    """
+    found = {name: (leaf, as_row(leaf)) for name, leaf in sample_leaves(sample)}
+    if not any(value is not None for _, value in found.values()):
+        raise UsageError(
+            f"{subject}[{row}] is a {type(sample).__name__} without a tensor, an array or a "
+            "number; return a pair (x, y), or a tuple, list or dict of them"
+        )
+    for name, (leaf, value) in found.items():
+        if name in ("x", "y") and value is None and isinstance(leaf, str | bytes | None):
             raise UsageError(
-                f"{subject}[{row}] has a {type(part).__name__} for {name}, expected a tensor, "
+                f"{subject}[{row}] has a {type(leaf).__name__} for {name}, expected a tensor, "
                 "an array or a number"
             )
-    x, y = cast(tuple[Tensor, Tensor], batch)
-    return x.clone(), y.clone()
+    return {
+        name: repr(leaf) if value is None else value.clone()
+        for name, (leaf, value) in found.items()
+    }
+
+
+def equal_leaves(one: Any, other: Any) -> bool:
+    """Whether two leaves of a sample are the same, to the bit."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return same_bits(one, other)
+    return type(one) is type(other) and one == other
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

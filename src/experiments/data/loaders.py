@@ -5,7 +5,7 @@ the same batches in the same order.
 """
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol, cast
@@ -15,12 +15,14 @@ import torch.utils.data
 from torch import Tensor
 
 from experiments.data import Split, reads_samples
-from experiments.data.samples import Samples
+from experiments.data.nests import map_tensors, tensors_of
+from experiments.data.samplers import EpochRows, MakeSampler
+from experiments.data.samples import Collate, Samples
 from experiments.data.streams import derive
 from experiments.errors import UsageError
 from experiments.interrupt import start_loader_worker, starting_loader_workers
 
-Batch = tuple[Tensor, Tensor]
+Batch = Any  # a nest of tensors, rows first; (x, y) of most data sets
 
 # The batch size of an evaluation, unless rows are so large that a batch has too many elements.
 EVAL_BATCH_ROWS = 256
@@ -40,6 +42,8 @@ class BatchRows:
 
     The shuffle permutes blocks of `block` neighbouring rows, then permutes all rows within each
     window of `window` consecutive permuted blocks. With block None, all rows are one block.
+
+    sampler: gives the row numbers of an epoch, int64 (rows,), in place of the shuffle
     """
 
     rows: int
@@ -49,6 +53,7 @@ class BatchRows:
     seed: int = 0
     block: int | None = None
     window: int = 128
+    sampler: Callable[[int], Tensor] | None = None
 
     def __len__(self) -> int:
         return self.rows // self.batch_size if self.drop_last else -(-self.rows // self.batch_size)
@@ -77,6 +82,9 @@ class BatchRows:
 
     def window_orders(self, epoch: int) -> Iterator[Tensor]:
         """The row numbers of each shuffle window, in order: int64 (rows,) each."""
+        if self.sampler is not None:
+            yield self.sampler(epoch)
+            return
         order = permutation if self.shuffle else lambda n, seed: torch.arange(n)
         seed, block = derive(self.seed, "shuffle", epoch), self.block
         if block is None:
@@ -92,6 +100,18 @@ class BatchRows:
             yield rows + offsets[rows // block]
 
 
+def batch_rows(split: Any, sampler: MakeSampler | None, **options: Any) -> BatchRows:
+    """The batches of a split, with the rows that a sampler draws, if there is one.
+
+    options: batch_size, shuffle, drop_last, seed, as in BatchRows.
+    """
+    block = split.block if isinstance(split, Split) and not reads_samples(split) else None
+    if sampler is None:
+        return BatchRows(len(split), block=block, **options)
+    drawn = EpochRows(sampler, split, options.get("seed", 0))
+    return BatchRows(drawn.count, **{**options, "shuffle": True}, sampler=drawn)
+
+
 def permutation(n: int, seed: int) -> Tensor:
     """0..n-1 in a random order: int64 (n,)."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
@@ -100,6 +120,7 @@ def permutation(n: int, seed: int) -> Tensor:
 class TensorLoader:
     """Batches gathered by index from tensors on the device or in memory-mapped files.
 
+    sampler: makes of the split what draws its rows, in place of the shuffle
     options: batch_size, shuffle, drop_last, seed, as in BatchRows.
 
     Raises UsageError for a split that must be read sample by sample.
@@ -108,23 +129,31 @@ class TensorLoader:
     # whether unshuffled batches are copies, for a model that writes to its input, and not views
     copies = False
 
-    def __init__(self, split: Split, *, device: str = "cpu", **options: Any) -> None:
+    def __init__(
+        self,
+        split: Split,
+        *,
+        device: str = "cpu",
+        sampler: MakeSampler | None = None,
+        **options: Any,
+    ) -> None:
         if not isinstance(split, Split) or reads_samples(split):
             raise UsageError(
                 f"loader=tensors: gathers whole batches from a Split's x and y, and a "
                 f"{type(split).__name__} is read sample by sample; use loader=torch"
             )
         self.split, self.device = split.to(device), device
-        self.x, self.y = self.split.x, self.split.y
-        self.pixels = split.pixels is not False
-        self.rows = BatchRows(len(split), block=split.block, **options)
+        self.rows = batch_rows(split, sampler, **options)
+        self.index_device = tensors_of(self.split.tensors)[0].device
+        # mapped files stay on the CPU
+        self.in_place = self.index_device.type == torch.device(device).type
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        """xb: float32 if x is uint8 pixels, else x's dtype, (batch, ...), yb: y's dtype
-        (batch, ...), from batch number `start` on.
+        """The batches from number `start` on: the split's nest of tensors, (batch, ...) each, with
+        float32 for x of uint8 pixels.
 
         Raises UsageError after a batch that is a view and that was written to.
         """
@@ -133,10 +162,7 @@ class TensorLoader:
             # slices are views: nothing is copied
             written = self.versions()
             for first in range(start * size, len(self) * size, size):
-                xb, yb = self.x[first : first + size], self.y[first : first + size]
-                if self.copies:
-                    xb, yb = xb.clone(), yb.clone()
-                yield scale_bytes(xb) if self.pixels else xb, yb
+                yield self.rows_from(first, first + size)
                 if self.versions() != written:
                     raise UsageError(
                         "model: it wrote to the rows of the data, which it had not done when that "
@@ -144,49 +170,58 @@ class TensorLoader:
                     )
             return
         for index in self.indices(epoch, start):
-            xb, yb = gather(self.x, self.y, index, self.pixels)
-            yield xb.to(self.device), yb.to(self.device)
+            batch = self.split.gather(index)
+            yield batch if self.in_place else map_tensors(self.moved, batch)
 
-    def versions(self) -> tuple[int, int]:
-        """Numbers that change when something writes to x or y."""
-        x, y = self.x, self.y
-        return (0, 0) if x.is_inference() or y.is_inference() else (x._version, y._version)
+    def rows_from(self, first: int, last: int) -> Batch:
+        """The batch of the consecutive rows from `first` up to `last`."""
+        copies = self.copies
+
+        def part(tensor: Tensor) -> Tensor:
+            return tensor[first:last].clone() if copies else tensor[first:last]
+
+        return self.split.scaled(map_tensors(part, self.split.tensors))
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """A tensor on the loader's device."""
+        return tensor.to(self.device)
+
+    def versions(self) -> list[int]:
+        """Numbers that change when something writes to a tensor of the split."""
+        return [0 if t.is_inference() else t._version for t in tensors_of(self.split.tensors)]
 
     def indices(self, epoch: int = 0, start: int = 0, group: int = 1) -> Iterator[Tensor]:
-        """The row numbers of `group` batches at a time: int64 (rows,), on x's device."""
+        """The row numbers of `group` batches at a time: int64 (rows,), on the split's device."""
         for index in self.split.prefetched(self.rows.windows(epoch, start, group)):
-            yield index.to(self.x.device)
+            yield index.to(self.index_device)
 
 
 def evaluation_options(
-    split: Split | torch.utils.data.Dataset[Any], batch_size: int
+    split: Split | torch.utils.data.Dataset[Any], batch_size: int, collate: Collate | None = None
 ) -> dict[str, Any]:
     """Loader options for an evaluation: each row once, in order. Without a backward pass
     activations are not kept, so batches have at least twice the rows of training batches.
     """
-    x = select(split, [0])[0] if reads_samples(split) else cast(Split, split).x[:1]
-    default = min(EVAL_BATCH_ROWS, EVAL_BATCH_ELEMENTS // max(1, x.numel()))
+    elements = sum(tensor.numel() for tensor in tensors_of(inputs(select(split, [0], collate))))
+    default = min(EVAL_BATCH_ROWS, EVAL_BATCH_ELEMENTS // max(1, elements))
     return {"batch_size": max(2 * batch_size, default), "shuffle": False, "drop_last": False}
 
 
-def select(split: Split | torch.utils.data.Dataset[Any], rows: list[int]) -> Batch:
-    """A batch of some rows of any split, which shares no memory with it."""
+def inputs(batch: Batch) -> Any:
+    """The first part of a pair; any other batch is its own."""
+    return batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
+
+
+def select(
+    split: Split | torch.utils.data.Dataset[Any], rows: list[int], collate: Collate | None = None
+) -> Batch:
+    """A batch of some rows of any split, which shares no memory with it.
+
+    collate: makes a batch of samples; None: the Dataset's own `collate_fn`, or default_collate
+    """
     if reads_samples(split):
-        xb, yb = torch.utils.data.default_collate(Samples(split).__getitems__(rows))
-        return xb, yb
-    split = cast(Split, split)
-    return gather(split.x, split.y, torch.tensor(rows), split.pixels is not False)
-
-
-def gather(x: Tensor, y: Tensor, index: Tensor, pixels: bool = True) -> Batch:
-    """The rows `index`, int64 (batch,), of x, with bytes scaled if they are pixels, and of y."""
-    xb = x.index_select(0, index)
-    return scale_bytes(xb) if pixels else xb, y.index_select(0, index)
-
-
-def scale_bytes(x: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 in [0, 1]; other dtypes are returned unchanged."""
-    return x / 255 if x.dtype == torch.uint8 else x
+        return Samples(split, collate=collate).__getitems__(rows)
+    return cast(Split, split).gather(torch.tensor(rows))
 
 
 def start_method() -> str | None:
@@ -201,28 +236,31 @@ def start_method() -> str | None:
 class TorchLoader:
     """The same batches through `torch.utils.data.DataLoader`, sample by sample.
 
-    For data sets that must be read sample by sample: `split` may be any map-style Dataset of
-    (x, y) pairs with a length, also a Split with a __getitem__ of its own. What reading a row draws
-    from the global generators is a function of (seed, epoch, row), see `samples.Samples`. Worker
-    processes affect when a batch is read, not what it holds.
+    For data sets that must be read sample by sample: `split` may be any map-style Dataset with a
+    length, also a Split with a __getitem__ of its own. What reading a row draws from the global
+    generators is a function of (seed, epoch, row), see `samples.Samples`. Worker processes affect
+    when a batch is read, not what it holds.
 
+    collate_fn: makes a batch of a list of samples; None: the Dataset's own `collate_fn`, or else
+        default_collate
+    sampler: makes of the split what draws its rows, in place of the shuffle
     options: batch_size, shuffle, drop_last, seed, as in BatchRows.
     """
 
     def __init__(
         self,
-        split: Split | torch.utils.data.Dataset[Batch],
+        split: Split | torch.utils.data.Dataset[Any],
         *,
         num_workers: int = 0,
+        collate_fn: Collate | None = None,
+        sampler: MakeSampler | None = None,
         device: str = "cpu",
         **options: Any,
     ) -> None:
         self.split = split if isinstance(split, Split) and not reads_samples(split) else None
-        self.dataset: torch.utils.data.Dataset[Any] = (
-            split if self.split is None else torch.utils.data.TensorDataset(split.x, split.y)  # type: ignore[union-attr,assignment]
-        )
-        block = None if self.split is None else self.split.block
-        self.rows = BatchRows(len(split), block=block, **options)  # type: ignore[arg-type]
+        self.dataset: Any = split if self.split is None else Rows(self.split)
+        self.collate = collate_fn
+        self.rows = batch_rows(split, sampler, **options)
         self.num_workers, self.device = num_workers, device
 
     def __len__(self) -> int:
@@ -234,13 +272,11 @@ class TorchLoader:
         indices = (
             chain.from_iterable(windows) if self.split is None else self.split.prefetched(windows)
         )
-        dataset = self.dataset
-        if self.split is None:
-            dataset = Samples(dataset, self.rows.seed, epoch)
         loader = torch.utils.data.DataLoader(
-            dataset,
+            Samples(self.dataset, self.rows.seed, epoch, self.collate),
             batch_sampler=(index.tolist() for index in indices),
             num_workers=self.num_workers,
+            collate_fn=unchanged,
             worker_init_fn=start_loader_worker,
             multiprocessing_context=start_method() if self.num_workers else None,
             # by default it draws from the global generator, which would change dropout
@@ -249,7 +285,21 @@ class TorchLoader:
         )
         with starting_loader_workers():
             batches = iter(loader)
-        for xb, yb in batches:
-            xb, yb = (part.to(self.device, non_blocking=True) for part in (xb, yb))
-            scaled = self.split is not None and self.split.pixels is not False
-            yield scale_bytes(xb) if scaled else xb, yb
+        for batch in batches:
+            moved = map_tensors(lambda t: t.to(self.device, non_blocking=True), batch)
+            yield moved if self.split is None else self.split.scaled(moved)
+
+
+def unchanged(batch: Batch) -> Batch:
+    """A batch that `Samples` has collated already."""
+    return batch
+
+
+class Rows(torch.utils.data.Dataset[Any]):
+    """The rows of a split as samples."""
+
+    def __init__(self, split: Split) -> None:
+        self.tensors = split.tensors
+
+    def __getitem__(self, row: int) -> Any:
+        return map_tensors(lambda tensor: tensor[row], self.tensors)

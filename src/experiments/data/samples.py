@@ -2,16 +2,16 @@
 
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.data
-from torch import Tensor
 
 from experiments.data.streams import derive
-from experiments.errors import UsageError
+
+Collate = Callable[[list[Any]], Any]
 
 # How deep, and how far into a list, the generators of a data set are looked for.
 MAX_DEPTH, MAX_PARTS = 4, 100
@@ -21,23 +21,30 @@ class Samples(torch.utils.data.Dataset[Any]):
     """A map-style data set in one epoch. What reading a row draws from the global generators of
     Python, NumPy and torch's CPU is a function of (seed, epoch, row).
 
-    So neither worker processes nor resuming inside the epoch change a sample. The generators of the
-    process that reads are as they were afterwards.
+    So neither worker processes nor resuming inside the epoch change a sample, nor what `collate`
+    draws when it makes a batch of them. The generators of the process that reads are as they were
+    afterwards.
     """
 
-    def __init__(self, dataset: Any, seed: int = 0, epoch: int = 0) -> None:
+    def __init__(
+        self, dataset: Any, seed: int = 0, epoch: int = 0, collate: Collate | None = None
+    ) -> None:
         self.dataset, self.seed, self.epoch = dataset, seed, epoch
+        self.collate = collate or collate_of(dataset)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, row: int) -> Any:
-        return self.__getitems__([row])[0]
-
-    def __getitems__(self, rows: Sequence[int]) -> list[Any]:
-        """The samples of a batch; the DataLoader prefers this, and it saves the generators once."""
         with preserved_generators():
-            return [self.read(row) for row in rows]
+            return self.read(row)
+
+    def __getitems__(self, rows: Sequence[int]) -> Any:
+        """The batch of some rows, for a DataLoader whose `collate_fn` leaves it as it is."""
+        with preserved_generators():
+            samples = [self.read(row) for row in rows]
+            seed_generators(derive(self.seed, "collate", self.epoch, rows[0]))
+            return self.collate(samples)
 
     def read(self, row: int) -> Any:
         """The sample of a row, which leaves the generators as its stream has them."""
@@ -45,16 +52,9 @@ class Samples(torch.utils.data.Dataset[Any]):
         return self.dataset[row]
 
 
-def check_shapes(subject: str, row: int, sample: Sequence[Tensor], first: Sequence[Tensor]) -> None:
-    """Raise UsageError if the x or y of a row has another shape than the first row's, so that they
-    make no batch. Both are batches of one row.
-    """
-    for name, part, other in zip(("x", "y"), sample, first, strict=True):
-        if part.shape != other.shape:
-            raise UsageError(
-                f"{subject}: {name} of row {row} has the shape {tuple(part.shape[1:])}, of row 0 "
-                f"{tuple(other.shape[1:])}, so they make no batch; give all rows one shape"
-            )
+def collate_of(dataset: Any) -> Collate:
+    """What makes a batch of a data set's samples: its own `collate_fn`, or torch's default."""
+    return getattr(dataset, "collate_fn", None) or torch.utils.data.default_collate
 
 
 def seed_generators(value: int) -> None:

@@ -1,19 +1,17 @@
 """One pass over the rows of a split: its fingerprint, and what training would stumble over."""
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.utils.data
 from torch import Tensor
 
-from experiments.data.samples import (
-    Samples,
-    check_shapes,
-    own_generators,
-    preserved_generators,
-)
+from experiments.data.nests import named_leaves
+from experiments.data.samples import Samples, own_generators, preserved_generators
 from experiments.data.splits import Split, reads_samples
 from experiments.directory.fingerprint import fingerprint
 from experiments.errors import UsageError
@@ -26,9 +24,11 @@ FIRST_ROWS = 8
 class Scan:
     """What a pass over a split found.
 
-    not_finite: the first row with a NaN or infinity in `x` and in `y`, if there is one
-    lowest, highest: the extremes of integer targets; None if there are no integer targets
+    not_finite: the first row with a NaN or infinity in each tensor that has one, by dotted name:
+        `x`, `y`, or `x.image` of a nest
+    lowest, highest: the extremes of integer targets, where y is one tensor of integers
     classes: the first row of each integer target of a Dataset
+    uneven: the first tensor of a Dataset whose shape differs from that in row 0, in words
     """
 
     fingerprint: str = ""
@@ -36,10 +36,11 @@ class Scan:
     lowest: int | None = None
     highest: int | None = None
     classes: dict[int, int] = field(default_factory=dict)
+    uneven: str | None = None
 
     def look(self, name: str, values: Tensor, first: int, row_size: int) -> None:
-        """Note what some consecutive values hold: flat, of `x` or `y`, the first of them number
-        `first` of the split.
+        """Note what some consecutive values hold: flat, of the tensor with this name, the first of
+        them number `first` of the split.
         """
         if values.is_floating_point() or values.is_complex():
             # a sum is not finite if a value is not, and is taken at the speed of memory
@@ -65,12 +66,14 @@ def scan(split: Split | torch.utils.data.Dataset[Any]) -> Scan:
         return scan_samples(split)
     split = cast(Split, split)
     found = Scan()
-    sizes = {name: max(1, getattr(split, name)[:1].numel()) for name in ("x", "y")}
+    named = [*named_leaves(split.x, "x"), *named_leaves(split.y, "y")]
+    tensors = {name: tensor for name, tensor in named if tensor is not None}
+    sizes = {name: max(1, tensor[:1].numel()) for name, tensor in tensors.items()}
 
     def look(name: str, values: Tensor, first: int) -> None:
         found.look(name, values, first, sizes[name])
 
-    found.fingerprint = fingerprint({"x": split.x, "y": split.y}, split.release, look)
+    found.fingerprint = fingerprint(tensors, split.release, look)
     return found
 
 
@@ -80,13 +83,19 @@ def scan_samples(dataset: Any) -> Scan:
     own = getattr(dataset, "fingerprint", None)
     samples, generators = Samples(dataset), own_generators(dataset)
     rows = len(dataset) if own is None else min(FIRST_ROWS, len(dataset))
-    first: Any = None
+    shapes: dict[str, tuple[int, ...]] = {}
     with preserved_generators():
         for row in range(rows):
-            batch = torch.utils.data.default_collate([samples.read(row)])
-            first = first or batch
-            check_shapes("data: a Dataset", row, batch, first)
-            for name, value in zip(("x", "y"), batch, strict=True):
+            for name, leaf in sample_leaves(samples.read(row)):
+                value = as_row(leaf)
+                if value is None:
+                    digest.update(f"{name} {leaf!r}\n".encode())
+                    continue
+                shape = tuple(value.shape[1:])
+                if found.uneven is None and shapes.setdefault(name, shape) != shape:
+                    found.uneven = (
+                        f"{name} of row {row} has the shape {shape}, of row 0 {shapes[name]}"
+                    )
                 flat = value.detach().cpu().contiguous().view(-1)
                 digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
                 digest.update(flat.view(torch.uint8).numpy().data)
@@ -107,6 +116,23 @@ def scan_samples(dataset: Any) -> Scan:
     if own is not None:
         found.fingerprint = str(own() if callable(own) else own)
     return found
+
+
+def sample_leaves(sample: Any) -> Iterator[tuple[str, Any]]:
+    """Each leaf of a sample with its dotted name; the two parts of a pair are `x` and `y`."""
+    if isinstance(sample, tuple | list) and len(sample) == 2:
+        yield from named_leaves(sample[0], "x")
+        yield from named_leaves(sample[1], "y")
+    else:
+        yield from named_leaves(sample, "x")
+
+
+def as_row(leaf: Any) -> Tensor | None:
+    """A tensor, array or number of a sample as a batch of one row; None for anything else."""
+    if not isinstance(leaf, Tensor | np.ndarray | np.generic | bool | int | float):
+        return None
+    row: Tensor = torch.utils.data.default_collate([leaf])
+    return row
 
 
 def first_drawing_row(samples: Samples, rows: int) -> int | None:
