@@ -22,6 +22,7 @@ from experiments.config.names import format_value
 from experiments.errors import UsageError
 from experiments.training import schedules
 from experiments.training.build import build
+from experiments.training.parameter_groups import own_keys
 
 Every = Literal["step", "epoch"]
 
@@ -49,10 +50,17 @@ class Schedule:
         """What to step after each optimizer step."""
         return self.scheduler if self.every == "step" else schedules.Constant()
 
-    def end_epoch(self, monitored: float) -> None:
-        """Step a schedule that moves by epochs. monitored: the epoch's `trainer.monitor`."""
-        if self.every == "epoch":
-            self.scheduler.step(*([monitored] if self.monitored else []))
+    def end_epoch(self) -> None:
+        """Step a schedule that moves by epochs."""
+        if self.every == "epoch" and not self.monitored:
+            self.scheduler.step()
+
+    def validated(self, monitored: float) -> None:
+        """Step a schedule that moves by validations. monitored: `trainer.monitor` of the last."""
+        if isinstance(self.scheduler, schedules.Plateau):  # moves by steps, too
+            self.scheduler.validated(monitored)
+        elif self.monitored:
+            self.scheduler.step(monitored)
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,7 @@ class Setting:
     """What a schedule is built for.
 
     length: of the run, or of the schedule's part of it, in units of `every`. lr: `optimizer.lr`.
+    grouped: whether parameter groups have options of their own.
     """
 
     opt: Optimizer
@@ -68,25 +77,34 @@ class Setting:
     epochs: int
     lr: object
     monitor: str
+    maximize: bool
+    grouped: bool
 
 
-def build_schedule(config: dict[str, Any], opt: Optimizer, steps_per_epoch: int) -> Schedule:
+def build_schedule(
+    config: dict[str, Any], opt: Optimizer, steps_per_epoch: int, *, maximize: bool = False
+) -> Schedule:
     """The schedule of a resolved config for an optimizer.
 
     It moves by `scheduler.every`. Without that, torch's own schedules move as torch documents them:
     OneCycleLR and CyclicLR by steps, all others by epochs. Any other function or class moves by
     steps, unless its `step` takes a metric. Lengths are filled in from the run's, in the same unit.
 
-    steps_per_epoch: optimizer steps. Raises UsageError if it cannot be built or does not suit the
-    run.
+    steps_per_epoch: optimizer steps. maximize: whether more of `trainer.monitor` is better.
+
+    Raises UsageError if it cannot be built or does not suit the run.
     """
     trainer, node = config["trainer"], dict(config["scheduler"])
     asked: Every | None = node.pop("every", None)
     target = f"scheduler._target_={node['_target_']}"
     every = asked or default_every(node, target)
-    length = trainer["epochs"] * (steps_per_epoch if every == "step" else 1)
+    epochs = run_epochs(trainer, steps_per_epoch)
+    length = epochs * (steps_per_epoch if every == "step" else 1)
+    if trainer["steps"] is not None and every == "step":
+        length = trainer["steps"]
     lr = config["optimizer"].get("lr")
-    setting = Setting(opt, every, length, trainer["epochs"], lr, trainer["monitor"])
+    grouped = "groups" in own_keys(config["optimizer"])
+    setting = Setting(opt, every, length, epochs, lr, trainer["monitor"], maximize, grouped)
     scheduler = build_node(node, setting)
     missing = [
         name for name in ("step", "state_dict", "load_state_dict") if not hasattr(scheduler, name)
@@ -102,9 +120,21 @@ def build_schedule(config: dict[str, Any], opt: Optimizer, steps_per_epoch: int)
             f"scheduler.every=step: {type(scheduler).__name__} moves by the validation, which is "
             "once an epoch; use scheduler.every=epoch"
         )
+    if isinstance(scheduler, schedules.Plateau) and asked == "epoch":
+        raise UsageError(
+            "scheduler.every=epoch: this schedule's warmup moves by steps, and the rest of it by "
+            "epochs in any case; leave it out"
+        )
     if asked is None and every == "step":
         report_step(node, target, scheduler)
     return Schedule(scheduler, "epoch" if monitored else every, monitored)
+
+
+def run_epochs(trainer: Mapping[str, Any], steps_per_epoch: int) -> int:
+    """The number of epochs of a run, of which the last may be a part."""
+    steps: int | None = trainer["steps"]
+    epochs: int = trainer["epochs"]
+    return epochs if steps is None else -(-steps // steps_per_epoch)
 
 
 def target_of(node: Mapping[str, Any]) -> Any:
@@ -157,7 +187,7 @@ def build_node(node: dict[str, Any], setting: Setting) -> Any:
             for child, span in zip(nested, spans, strict=True)
         ]
     if inspect.isclass(func) and issubclass(func, ReduceLROnPlateau):
-        options |= plateau_options(node, setting.monitor)
+        options |= plateau_options(node, setting)
     if inspect.isclass(func) and issubclass(func, OneCycleLR):
         check_one_cycle(node, {**node, **options}, setting)
     for kind, names in RATES.items():
@@ -209,9 +239,9 @@ def child_lengths(node: dict[str, Any], func: Callable[..., Any], length: int) -
     return [max(1, end - begin) for begin, end in itertools.pairwise(bounds)]
 
 
-def plateau_options(node: dict[str, Any], monitor: str) -> dict[str, Any]:
+def plateau_options(node: dict[str, Any], setting: Setting) -> dict[str, Any]:
     """The direction in which ReduceLROnPlateau's number gets better."""
-    mode = "min" if monitor.startswith("loss") else "max"
+    mode, monitor = "max" if setting.maximize else "min", setting.monitor
     if node.get("mode") not in (None, mode):
         raise UsageError(
             f"scheduler.mode={node['mode']}: trainer.monitor={monitor} is better when it is "
@@ -249,7 +279,7 @@ def rates_of_groups(
     UsageError if it is unknown what they are in proportion to.
     """
     lrs = [group["lr"] for group in setting.opt.param_groups]
-    if len(set(lrs)) == 1:
+    if len(set(lrs)) == 1 and not (setting.grouped and lrs[0] != setting.lr):
         return {}
     options = {}
     for name in names:
