@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from test_durable import die, disk_full, failing, in_a_child
 from torch import Tensor
 
-from experiments.directory.checkpoints import NAME, Checkpoints, deserialize, serialize
+from experiments.directory.checkpoint_files import NAME
+from experiments.directory.checkpoints import Checkpoints, deserialize, serialize
 from experiments.directory.fingerprint import fingerprint
 from experiments.errors import UsageError
 

@@ -10,11 +10,9 @@ So no other file can contradict a checkpoint, and a single rename publishes it.
 import contextlib
 import hashlib
 import json
-import re
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,21 +21,8 @@ import safetensors.torch
 from torch import Tensor
 
 from experiments.directory import durable
+from experiments.directory.checkpoint_files import Entry, entries
 from experiments.errors import UsageError
-
-# zero-padded so that names sort in most listings; longer numbers take more digits
-NAME = re.compile(r"step-(\d{9,})-epoch-(\d{5,})(-best)?-([0-9a-f]{16})\.safetensors")
-
-
-@dataclass(frozen=True, order=True)
-class Entry:
-    """A checkpoint on disk, parsed from its file name; sorts by position in the run."""
-
-    step: int
-    epochs: int
-    best: bool
-    digest: str
-    file: Path
 
 
 class Checkpoints:
@@ -113,12 +98,7 @@ class Checkpoints:
 
     def entries(self) -> list[Entry]:
         """The checkpoints on disk, oldest first."""
-        found = [(NAME.fullmatch(file.name), file) for file in self.directory.glob("step-*")]
-        return sorted(
-            Entry(int(match[1]), int(match[2]), match[3] is not None, match[4], file)
-            for match, file in found
-            if match
-        )
+        return entries(self.directory)
 
 
 @contextlib.contextmanager

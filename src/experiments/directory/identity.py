@@ -34,10 +34,29 @@ def identify(
     record: the run.json of a run that is read back, whose modules of --resolvers count instead of
         those of this command. A saved config is resolved, so that none need be given again.
     code: the sha256 of each own module, by its dotted name. versions: of Python and of the
-    packages that compute.
+    packages that compute. init: the sha256 of the weights to start from, if there are any.
     """
     modules = resolver_modules() if record is None else map(str, record.get("resolvers", ()))
-    return _identify((*dotted_names(config), *modules))
+    found = _identify((*dotted_names(config), *modules))
+    if not starts_from_weights(config):
+        return found
+    from experiments.directory.initial import source_digests
+
+    return {**found, "init": source_digests(config["init"])}
+
+
+def starts_from_weights(config: Mapping[str, Any]) -> bool:
+    """Whether a config's `init` names weights to start from."""
+    init = config.get("init", {})
+    return bool(init.get("run") or init.get("file"))
+
+
+def check_source(config: Mapping[str, Any]) -> None:
+    """Raise UsageError if the weights that a config starts from are not there."""
+    if starts_from_weights(config):
+        from experiments.directory.initial import source_file
+
+        source_file(config["init"])
 
 
 @functools.cache  # a module that this process has imported stays as it was then
@@ -61,9 +80,10 @@ def _identify(names: tuple[str, ...]) -> dict[str, dict[str, str]]:
 def differences(record: Mapping[str, Any], now: Mapping[str, Mapping[str, str]]) -> list[str]:
     """How a run's recorded identity differs from that of now, a phrase each.
 
-    now: `code` and `versions` as from `identify`, and `data` where the rows are known.
+    now: as from `identify`, and `data` where the rows are known. Weights that are not there any
+    more are no difference to a run that has started from them.
     """
-    rows = record.get("data", {})
+    rows, init = record.get("data", {}), record.get("init", {})
     return [
         *code_changes(record, now["code"]),
         *version_changes(record, now["versions"]),
@@ -71,6 +91,11 @@ def differences(record: Mapping[str, Any], now: Mapping[str, Mapping[str, str]])
             f"the {split} rows have changed"
             for split, digest in now.get("data", {}).items()
             if split in rows and rows[split] != digest
+        ),
+        *(
+            f"{name} has other weights"
+            for name, digest in now.get("init", {}).items()
+            if init.get(name, digest) != digest
         ),
     ]
 

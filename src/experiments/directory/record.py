@@ -25,8 +25,8 @@ from typing import Any, Literal
 
 import yaml
 
-from experiments.config.names import MOVED, resolver_modules
-from experiments.config.schema import ADDED_LATER, ROOTS, with_added
+from experiments.config.names import MOVED, format_value, resolver_modules
+from experiments.config.schema import ADDED_LATER, NEW_OPTIONS, OPTIONAL_ROOTS, ROOTS, with_added
 from experiments.directory import durable
 from experiments.directory.claim import (
     LOCK_SECONDS,
@@ -58,11 +58,14 @@ RECORDED = {
 }
 ADDED = {
     **dict.fromkeys(("code", "versions", "environment", "data", "weights", "metrics"), dict),
+    "class_weights": dict,
+    "init": dict,
     "kept": str,
     "resolvers": list,
 }
-FOUND_IN_TRAINING = ("environment", "data", "weights", "metrics")
+FOUND_IN_TRAINING = ("environment", "data", "weights", "class_weights", "metrics")
 State = Literal["running", "finished", "failed", "interrupted", "diverged", "pruned"]
+ROOT_KEY = rb"(?m)^(?=[^\s-])"  # where a key that is not nested begins in a text of `config_text`
 COMPLETED = ("finished", "diverged", "pruned")  # states that a continued sweep keeps
 
 
@@ -167,13 +170,30 @@ def built_part(text: bytes) -> bytes:
 
     Two configs with the same part are one run.
     """
-    blocks = re.split(rb"(?m)^(?=[^\s-])", text)  # one for each key that is not nested
-    part = b"".join(block for block in blocks if block.partition(b":")[0].decode() in ROOTS)
-    if any(f"\n  {key.partition('.')[2]}:".encode() not in part for key in ADDED_LATER):
+    blocks = re.split(ROOT_KEY, text)  # one for each key that is not nested
+    blocks = [block for block in blocks if block.partition(b":")[0].decode() in ROOTS]
+    part = b"".join(blocks)
+    lacking = [f"\n  {key.partition('.')[2]}:".encode() for key in ADDED_LATER]
+    lacking += [f"\n{root}:".encode() for root in OPTIONAL_ROOTS]
+    if any(key not in b"\n" + part for key in lacking):
         part = with_added_keys(part)
+        blocks = re.split(ROOT_KEY, part)
+    part = b"".join(sorted(blocks))
     for old, new in MOVED.items():
         part = part.replace(f"_target_: {old}.".encode(), f"_target_: {new}.".encode())
-    return part
+    return without_optional(part)
+
+
+def without_optional(part: bytes) -> bytes:
+    """The text without the keys of NEW_OPTIONS whose value says what earlier versions did."""
+    blocks = re.split(ROOT_KEY, part)
+    for key, (target, value) in NEW_OPTIONS.items():
+        group, _, name = key.partition(".")
+        line = f"\n  {name}: {format_value(value)}\n".encode()
+        for number, block in enumerate(blocks):
+            if block.startswith(f"{group}:".encode()) and f"_target_: {target}".encode() in block:
+                blocks[number] = block.replace(line, b"\n", 1)
+    return b"".join(blocks)
 
 
 def with_added_keys(part: bytes) -> bytes:

@@ -74,6 +74,11 @@ class Tracker:
         self._write(Event(step=0, summary=Summary(value=[value])))
         self._flush()
 
+    def image(self, tag: str, step: int, png: bytes) -> None:
+        """Log a picture to TensorBoard."""
+        self._write(Event(step=step, summary=image_summary(tag, png)))
+        self._flush()
+
     def hparams(self, values: Mapping[str, bool | float | str]) -> None:
         """Add the run to TensorBoard's HParams tab, with these values.
 
@@ -130,14 +135,19 @@ class Tracker:
 
 def log_image(directory: Path, tag: str, step: int, png: bytes) -> None:
     """Log an image to TensorBoard for a run, in a separate events file."""
-    width, height = struct.unpack(">II", png[16:24])  # in the IHDR chunk, which comes first
-    image = Summary.Image(width=width, height=height, encoded_image_string=png)
-    summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+    summary = image_summary(tag, png)
     with next_events_file(directory).open("xb") as file:
         records = RecordWriter(file)
         for event in (Event(file_version="brain.Event:2"), Event(step=step, summary=summary)):
             event.wall_time = time.time()
             records.write(event.SerializeToString())
+
+
+def image_summary(tag: str, png: bytes) -> Summary:
+    """A picture as TensorBoard's record."""
+    width, height = struct.unpack(">II", png[16:24])  # in the IHDR chunk, which comes first
+    image = Summary.Image(width=width, height=height, encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
 def next_events_file(directory: Path) -> Path:

@@ -22,9 +22,18 @@ HARMLESS = ("pathlib.Path", "torch.tensor")
 # The modules that targets of each group may come from, besides those passed with --trust.
 ALLOWED_MODULES: Mapping[str, tuple[str, ...]] = {
     "data": ("experiments.data",),
-    "loader": ("experiments.data.loaders",),
+    "loader": ("experiments.data.loaders", "experiments.data.samplers"),
     "model": ("experiments.training.models", "torch.nn"),
-    "loss": ("torch.nn",),
+    "loss": ("torch.nn", "experiments.training.objective"),
+    "step": ("experiments.training.objective",),
+    "metrics": (
+        "experiments.training.accuracy",
+        "experiments.training.metrics",
+        "torchmetrics.classification",
+        "torchmetrics.regression",
+    ),
+    "augment": ("experiments.data.augment",),
+    "callbacks": ("experiments.training.callbacks",),
     "optimizer": ("torch.optim",),
     "scheduler": ("experiments.training.schedules", "torch.optim.lr_scheduler"),
 }
@@ -107,6 +116,10 @@ def check_objects(config: Mapping[str, Any], trusted: Sequence[str]) -> None:
                 packages = ("torch.nn", "torch.optim")
                 allowed = any(_is_in(f"{module_name}.", package) for package in packages)
                 fits = allowed and inspect.isclass(found) and issubclass(found, parts)
+            elif target.startswith("torchmetrics."):
+                # a class of a module below the named one, which exports it
+                names = {kind.__qualname__ for kind in getattr(found, "__mro__", ())[1:]}
+                fits = _is_in(module_name, target.rpartition(".")[0]) and "Metric" in names
             else:
                 defined_there = module_name == target.rpartition(".")[0]
                 fits = defined_there and (inspect.isfunction(found) or inspect.isclass(found))
