@@ -10,12 +10,17 @@ from experiments.config.names import MOVED
 
 if TYPE_CHECKING:
     from experiments.saved import SavedRun, load_run
+    from experiments.training.objective import StepOutput
 
-__all__ = ["SavedRun", "load_run"]
+__all__ = ["SavedRun", "StepOutput", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
     # imported at first use, so that `python -m experiments --help` need not wait for them
+    if name == "StepOutput":
+        from experiments.training.objective import StepOutput
+
+        return StepOutput
     if name in __all__:
         from experiments import saved
 

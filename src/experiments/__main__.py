@@ -107,7 +107,11 @@ def print_help(words: list[str]) -> None:
     defaults = (CONF / "config.yaml").read_text()
     lines = []
     for group, options in list_options(directories).items():
-        marked = (f"{name}*" if f"- {group}: {name}\n" in defaults else name for name in options)
+        chosen = (f"- {group}: {{}}\n", f"- {group}: [{{}}]")  # one option, or a list of one
+        marked = (
+            f"{name}*" if any(line.format(name) in defaults for line in chosen) else name
+            for name in options
+        )
         lines.append(f"  {group:12} {', '.join(marked)}")
     print(HELP.format(groups="\n".join(lines)), end="")
 

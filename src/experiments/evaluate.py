@@ -1,7 +1,7 @@
 """Evaluate a checkpoint of a run on a split: `python -m experiments.evaluate DIR`.
 
-Prints loss, accuracy and per-class metrics, and writes them with the confusion matrix, also as an
-image for TensorBoard, to the run directory. A model that is not one of classes has a loss only.
+Prints the loss, the metrics and, for classes, those of each class, and writes them with the
+confusion matrix, also as an image for TensorBoard, to the run directory.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from experiments.directory.record import read_record
 from experiments.errors import UsageError, exit_with_usage_error
 from experiments.results.confusion import class_metrics, confusion_picture
 from experiments.results.drawing import draw
+from experiments.results.predictions import check_file, write
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from experiments.data.loaders import Loader
+    from experiments.training.objective import Objective
 
 
 MAX_CLASSES = 1000  # of a confusion matrix, which has the square of it as numbers
@@ -37,56 +37,66 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "valid", "test"), default="valid")
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE",
                         help="a module that the saved config may use")  # fmt: skip
+    parser.add_argument("--predictions", type=Path, metavar="FILE",
+                        help="write row, target and output to FILE, .npy or .parquet")  # fmt: skip
     parser.error = partial(exit_with_usage_error, "experiments.evaluate")  # type: ignore[method-assign]
     args = parser.parse_args()
     try:
-        report = evaluate_run(args.run, args.checkpoint, args.split, args.trust)
+        if args.predictions is not None:
+            check_file(args.predictions)
+        report = evaluate_run(
+            args.run, args.checkpoint, args.split, args.trust, predictions=args.predictions
+        )
     except UsageError as error:
         exit_with_usage_error("experiments.evaluate", str(error))
     print(as_text(report))
 
 
-def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> dict[str, Any]:
-    """Loss of a saved run's checkpoint and, for classes, accuracy, confusion matrix and per-class
-    metrics, without the last two for more than MAX_CLASSES.
+def evaluate_run(
+    path: Path,
+    checkpoint: str,
+    split: str,
+    trust: list[str],
+    predictions: Path | None = None,
+) -> dict[str, Any]:
+    """Loss and metrics of a saved run's checkpoint and, for classes, a confusion matrix and metrics
+    of each class, without the last two for more than MAX_CLASSES.
 
     Writes `evaluation-CHECKPOINT-SPLIT.json` and, if there is a matrix, `.png` and, for a finished
-    run, a TensorBoard image to the run directory. Raises UsageError if the run cannot be read.
+    run, a TensorBoard image to the run directory; and outputs and targets to `predictions`, if it
+    is given. Raises UsageError if the run cannot be read.
     """
     from experiments.saved import load_run
 
     saved = load_run(path, "best" if checkpoint == "best" else "last", trust)
 
-    from experiments.data.loaders import TensorLoader, evaluation_options
+    from experiments.data.loaders import TensorLoader
     from experiments.directory.tracking import log_image
     from experiments.job import load_data
-    from experiments.training.build import build
-    from experiments.training.fit import evaluate
-    from experiments.training.parts import build_loss
+    from experiments.training.evaluation import evaluate
+    from experiments.training.parts import build_metrics, evaluation_loader
     from experiments.training.saved_data import load_split
 
     if saved.statistics is None:
         rows = getattr(load_data(saved.config), split)
     else:
         rows = load_split(saved.config, split, saved.statistics)
-    options = evaluation_options(rows, saved.config["loader"]["batch_size"])
-    loader = cast("Loader", build(saved.config, "loader", rows, **options))
+    loader = evaluation_loader(saved.config, rows)
     if isinstance(loader, TensorLoader):
         loader.copies = True  # the model may write to its input
-    loss_func = build_loss(saved.config)
-    loss_func.load_state_dict(saved.loss_state or loss_func.state_dict())
-    loss, accuracy = evaluate(saved.model, loss_func, loader)
+    objective = saved.objective
+    metrics = build_metrics(saved.config, objective.loss_func)
+    found = evaluate(objective, loader, metrics, split)
     report: dict[str, Any] = {
         "checkpoint": checkpoint,
         "step": saved.step,
         "split": split,
         "rows": len(rows),
-        "loss": loss,
+        **{tag.removesuffix(f"/{split}"): value for tag, value in found.items()},
     }
-    matrix = None
-    if accuracy is not None:
-        report["accuracy"] = accuracy
-        matrix = confusion_matrix(saved.model, loader, getattr(loss_func, "ignore_index", None))
+    if predictions is not None:
+        write_predictions(predictions, objective, loader)
+    matrix = confusion_matrix(objective, loader)
     if matrix is not None:
         report |= {"classes": class_metrics(matrix), "confusion": matrix}
     data_file = path / f"evaluation-{checkpoint}-{split}.json"
@@ -110,17 +120,48 @@ def evaluate_run(path: Path, checkpoint: str, split: str, trust: list[str]) -> d
     return {**report, "files": [display_path(data_file), display_path(picture_file)]}
 
 
-def confusion_matrix(
-    model: "nn.Module", loader: "Loader", ignored: int | None = None
-) -> list[list[int]] | None:
-    """(classes, classes) counts of a model's predictions: rows are targets, columns predictions.
-    Targets that equal `ignored` do not count. None for more than MAX_CLASSES.
+def write_predictions(file: Path, objective: "Objective", loader: "Loader") -> None:
+    """Write the outputs for all rows and their targets to a file. Raises UsageError if the step
+    gives no tensors to write.
+    """
+    import torch
+    from torch import Tensor
+
+    found = []
+    with torch.no_grad():
+        for batch in loader.batches():
+            output = objective(batch)
+            if not isinstance(output.outputs, Tensor) or not isinstance(output.targets, Tensor):
+                raise UsageError(
+                    f"--predictions {file}: the step gives no tensors of outputs and targets; "
+                    "return experiments.StepOutput(loss, outputs, targets)"
+                )
+            found.append((output.outputs, output.targets))
+    outputs, targets = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
+    try:
+        write(file, outputs, targets)
+    except OSError as error:
+        raise UsageError(f"--predictions {file}: cannot be written ({error.strerror})") from None
+
+
+def confusion_matrix(objective: "Objective", loader: "Loader") -> list[list[int]] | None:
+    """(classes, classes) counts of predictions: rows are targets, columns predictions. Targets that
+    the loss ignores do not count. None where targets are no classes, and for more than MAX_CLASSES.
     """
     import torch
 
+    from experiments.training.accuracy import has_accuracy, is_of_classes
+
+    of_classes = is_of_classes(objective.loss_func)
+    ignored = getattr(objective.loss_func, "ignore_index", None)
+    pairs = []
     with torch.no_grad():
-        predicted = torch.cat([model(xb).argmax(1).flatten() for xb, _ in loader.batches()])
-    targets = torch.cat([yb.flatten() for _, yb in loader.batches()])
+        for batch in loader.batches():
+            output = objective(batch)
+            if not has_accuracy(output.outputs, output.targets, of_classes=of_classes):
+                return None
+            pairs.append((output.outputs.argmax(1).flatten(), output.targets.flatten()))
+    predicted, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     # targets below 0 are of no class, and ignored by the loss
     counted = (targets >= 0) & (targets != ignored) if ignored is not None else targets >= 0
     predicted, targets = predicted[counted], targets[counted]
@@ -129,16 +170,18 @@ def confusion_matrix(
     classes = int(max(predicted.max(), targets.max())) + 1
     if classes > MAX_CLASSES:
         return None
-    pairs = torch.bincount(targets * classes + predicted, minlength=classes**2)
-    return cast(list[list[int]], pairs.view(classes, classes).tolist())
+    counts = torch.bincount(targets * classes + predicted, minlength=classes**2)
+    return cast(list[list[int]], counts.view(classes, classes).tolist())
 
 
 def as_text(report: dict[str, Any]) -> str:
     """The report as text for the terminal."""
-    accuracy = f"accuracy {report['accuracy']:.4f}, " if "accuracy" in report else ""
+    numbers = [
+        f"{name} {value:.4f}, " for name, value in report.items() if isinstance(value, float)
+    ]
     lines = [
         f"{report['checkpoint']} checkpoint (step {report['step']}), {report['split']} split: "
-        f"loss {report['loss']:.4f}, {accuracy}{report['rows']} rows",
+        f"{''.join(numbers)}{report['rows']} rows",
     ]
     if "classes" not in report:
         return "\n".join([*lines, *report["files"]])

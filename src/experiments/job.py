@@ -21,12 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import resolvers
 from experiments.config.compose import validate, written_overrides
+from experiments.config.monitoring import maximizes
 from experiments.config.secrets import redact, redact_logs, require
 from experiments.data import Data
 from experiments.directory import record
 from experiments.directory.allow_list import config_callbacks
 from experiments.directory.claim import claim
-from experiments.directory.identity import differences, identify, keep_changed
+from experiments.directory.identity import check_source, differences, identify, keep_changed
 from experiments.directory.paths import display_path
 from experiments.directory.trust import resume_command
 from experiments.errors import Diverged, Interrupted, UsageError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     # arguments: number of epochs, number of batches per epoch
     ProgressMaker = Callable[[int, int], Progress]
 
+MAX_SHOWN = 4  # numbers of a split in a line
 _warm = False  # whether a run of this process has ended
 
 
@@ -57,6 +59,7 @@ def run_single(composed: DictConfig, config: dict[str, Any]) -> None:
     missing = [folder for folder in requested.parents if not folder.exists()]
     directory = claim(requested, exact=chosen_by_user)
     try:
+        check_source(config)
         load_data(config)
     except BaseException:  # also after Ctrl-C: remove the empty directories
         with contextlib.suppress(OSError):
@@ -180,7 +183,7 @@ def _value_of(config: DictConfig) -> float:
     try:
         return run(config)
     except Diverged:
-        return math.inf if config.trainer.monitor.startswith("loss") else -math.inf
+        return -math.inf if maximizes(OmegaConf.to_container(config)) else math.inf  # type: ignore[arg-type]
     except UsageError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return math.nan
@@ -283,20 +286,28 @@ def collect_garbage() -> None:
         _warm = True
 
 
+def tested_weights(run_directory: record.Run) -> str:
+    """Which weights the test was of, in words."""
+    metrics, trainer = run_directory.record["metrics"], run_directory.record["config"]["trainer"]
+    if trainer["test"] == "best" and metrics["best"] != metrics["last"]:
+        return "best epoch"
+    return "last epoch"
+
+
 def summary(run_directory: record.Run) -> str:
     """The last lines of a run's output: its results, its directory and how to view it."""
     best, test = run_directory.record["metrics"]["best"], run_directory.record["metrics"]["test"]
     with where_typed():
         path = shlex.quote(display_path(run_directory.path))
 
-    def accuracy(metrics: dict[str, float], tag: str, name: str) -> str:
-        return f", {name} {metrics[tag]:.4f}" if tag in metrics else ""
+    def numbers(metrics: dict[str, float], split: str) -> str:
+        tags = [tag for tag in metrics if tag.endswith(f"/{split}")][:MAX_SHOWN]
+        return ", ".join(f"{tag} {metrics[tag]:.4f}" for tag in tags)
 
+    tested = numbers({tag: test[tag] for tag in test}, "test").replace("/test", "")
     return (
-        f"best  loss/valid {best['loss/valid']:.4f}"
-        f"{accuracy(best, 'accuracy/valid', 'accuracy/valid')} (epoch {best['epoch']})\n"
-        f"test  loss {test['loss/test']:.4f}{accuracy(test, 'accuracy/test', 'accuracy')} "
-        "(last epoch)\n"
+        f"best  {numbers(best, 'valid')} (epoch {best['epoch']})\n"
+        f"test  {tested} ({tested_weights(run_directory)})\n"
         f"run   {path}\n"
         f"look  tensorboard --logdir {path}"
     )

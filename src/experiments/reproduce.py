@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from experiments import job, stdio
 from experiments.directory.claim import claim
-from experiments.directory.identity import code_changes, identify
+from experiments.directory.identity import check_source, code_changes, identify
 from experiments.directory.metrics import read_metrics
 from experiments.directory.paths import display_path
 from experiments.directory.record import read_record, start
@@ -88,6 +88,7 @@ def reproduce(
         raise UsageError(f"--epochs {epochs}: the run has {config['trainer']['epochs']}")
 
     check_objects(config, trust)
+    check_source(config)
     stamp = datetime.now().strftime("%Y-%m-%d/%H-%M-%S-reproduction")
     path = claim(into or Path("outputs") / stamp, exact=into is not None)
     reproduction = start(path, config, record["overrides"])
@@ -235,6 +236,7 @@ def environment_of(record: dict[str, Any]) -> dict[str, Any]:
         **record["packages"],
         **record.get("environment", {}),
         **known,
+        **record.get("init", {}),
         **{f"data {split}": digest for split, digest in record.get("data", {}).items()},
         "initial weights": record.get("weights", {}).get("initial"),
     }

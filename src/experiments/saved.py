@@ -5,7 +5,7 @@ Nothing in the directory is executed, so it may be untrusted (see directory/trus
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,8 @@ from experiments.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
+    from experiments.training.objective import Objective
+
 
 @dataclass(frozen=True)
 class SavedRun:
@@ -30,7 +32,7 @@ class SavedRun:
     metrics: one row per logged step, for `pandas.DataFrame(run.metrics)`
     model: the checkpoint's weights, on the CPU, in evaluation mode
     step: number of optimizer steps at that checkpoint
-    loss_state: the loss's parameters and buffers at that checkpoint
+    objective: the model with its loss and step, as `evaluate` takes it
     statistics: what the data computed on its training split, to encode new rows with, as
         `experiments.data.tables.encode` does; None if there is nothing
     """
@@ -41,7 +43,7 @@ class SavedRun:
     metrics: list[dict[str, float]]
     model: "nn.Module"
     step: int
-    loss_state: dict[str, Any] = field(default_factory=dict)
+    objective: "Objective"
     statistics: Any = None
 
 
@@ -59,7 +61,11 @@ def load_run(
     path = Path(path)
     config = read_config(path, trust)
     from experiments.directory.checkpoints import Checkpoints, restoring
-    from experiments.training.parts import build_model
+    from experiments.training.callbacks import averaged_weights
+    from experiments.training.class_weights import saved_weights, with_weights
+    from experiments.training.own_state import load_state
+    from experiments.training.parts import build_loss, build_model, build_objective
+    from experiments.training.sizes import with_sizes
 
     check_objects(config, trust)
     checkpoints = Checkpoints(path / "checkpoints")
@@ -71,9 +77,14 @@ def load_run(
     for change in code_changes(record, identify(config, record)["code"]):
         print(f"warning: {change} since the run: its model may compute something else",
               file=sys.stderr)  # fmt: skip
-    model = build_model(config)
+    config = with_sizes(config, record.get("sizes", {}))
+    weights = saved_weights(config, content.get("loss", {}))
+    model, loss_func = build_model(config), build_loss(with_weights(config, weights))
+    objective = build_objective(config, model, loss_func)
     with restoring(path):
-        model.load_state_dict(content["model"])
+        model.load_state_dict({**content["model"], **averaged_weights(content)})
+        loss_func.load_state_dict(content.get("loss") or loss_func.state_dict())
+        load_state(objective.step, content.get("step") or {})
     return SavedRun(
         path=path,
         config=config,
@@ -81,6 +92,6 @@ def load_run(
         metrics=rows_by_step(read_metrics(path)),
         model=model.eval(),
         step=content["state"]["step"],
-        loss_state=content.get("loss", {}),
+        objective=objective.eval(),
         statistics=statistics.read(path),
     )

@@ -3,9 +3,11 @@
 Every run goes through `train`: from the command line, resumed, or in a sweep's worker.
 """
 
+import copy
+import math
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any
 
 from experiments.config.names import overridden
@@ -19,6 +21,8 @@ from experiments.directory.identity import differences, identify
 from experiments.directory.record import Run, config_text
 from experiments.directory.tracking import Tracker
 from experiments.errors import Diverged, UsageError
+from experiments.training.callbacks import after_validation, averaged_weights
+from experiments.training.class_weights import class_weights, with_weights
 from experiments.training.determinism import (
     global_state,
     prepare_torch,
@@ -26,19 +30,17 @@ from experiments.training.determinism import (
     seed_global,
     torch_environment,
 )
-from experiments.training.fit import (
-    Callbacks,
-    EagerSteps,
-    FitOptions,
-    Steps,
-    as_metrics,
-    evaluate,
-    fit,
-)
+from experiments.training.evaluation import evaluate
+from experiments.training.fit import Callbacks, FitOptions, Validation, fit
+from experiments.training.initial_weights import read_initial
 from experiments.training.means import step_weights
+from experiments.training.own_state import load_state, state_of
 from experiments.training.parts import Parts, build_parts
 from experiments.training.progress import Progress, make_progress
-from experiments.training.train_log import State
+from experiments.training.scheduling import run_epochs
+from experiments.training.sizes import auto_keys, check_sizes, sizes_of, with_sizes
+from experiments.training.steps import EagerSteps, Steps
+from experiments.training.train_log import Metrics, State
 
 
 def train(
@@ -62,15 +64,27 @@ def train(
     trainer, seed = config["trainer"], config["seed"]
     device = prepare_torch(trainer)
     seed_global(seed, "init")
-    parts = build_parts(config, data, device)
+    sizes = sizes_of(data) if auto_keys(config) else {}
+    given, config = config, with_sizes(config, sizes)
+    check_sizes(config)
+    balanced = class_weights(config, data)
+    config = with_weights(config, balanced)
     checkpoints = Checkpoints(run.path / "checkpoints", **config["checkpoint"])
     saved = checkpoints.load()
+    initial = read_initial(config["init"]) if saved is None else None
+    parts = build_parts(config, data, device, initial)
     state = State() if saved is None else restore(parts, saved, run)
     steps, compiled = make_steps(parts, trainer, data.scans["train"], stop_signal)
+    run.update(mode="max" if parts.maximize else "min", **({"sizes": sizes} if sizes else {}))
+    if balanced:
+        run.update(class_weights=balanced)
+    if initial is not None:
+        run.update(init={initial.name: initial.sha256})
     record_environment(run, parts, data, torch_environment(device, trainer) | compiled)
     statistics.write(run.path, data.statistics)
-    tracker = start_tracking(run, config) if saved is None else continue_tracking(run, saved)
-    reporter = progress(trainer["epochs"], len(parts.train_loader))
+    tracker = start_tracking(run, given) if saved is None else continue_tracking(run, saved)
+    steps_per_epoch = -(-len(parts.train_loader) // trainer["accumulate"])
+    reporter = progress(run_epochs(trainer, steps_per_epoch), len(parts.train_loader))
     # must come last: building the parts may have drawn from the generators
     if saved is None:
         seed_global(seed, "fit")
@@ -81,14 +95,37 @@ def train(
         content = checkpoint_content(parts, state, tracker)
         checkpoints.save(state.step, state.epoch, content, best=best)
 
-    options = FitOptions(epochs or trainer["epochs"], trainer["log_every"], trainer["monitor"])
+    def validated(metrics: Metrics) -> str | None:
+        parts.schedule.validated(metrics[trainer["monitor"]])
+        return after_validation(
+            parts.aids, state, metrics, trainer["monitor"], parts.maximize, tracker
+        )
+
+    parts.aids.start()
+    options = FitOptions(
+        epochs=epochs or (math.inf if trainer["steps"] else trainer["epochs"]),
+        steps=trainer["steps"] or math.inf,
+        evaluate_every=trainer["evaluate_every"],
+        log_every=trainer["log_every"],
+        monitor=trainer["monitor"],
+        maximize=parts.maximize,
+    )
     callbacks = Callbacks(
-        tracker.log, save, reporter, checkpoints.due, stop_signal, stop_evaluation,
-        parts.schedule.end_epoch,
-    )  # fmt: skip
+        log=tracker.log,
+        save=save,
+        progress=reporter,
+        checkpoint_due=checkpoints.due,
+        stop_signal=stop_signal,
+        stop_evaluation=stop_evaluation,
+        after_step=parts.aids.after_step,
+        evaluated_weights=parts.aids.evaluated_weights,
+        validated=validated,
+        end_epoch=parts.schedule.end_epoch,
+    )
+    validation = Validation(parts.valid_loader, parts.metrics)
     with closing(tracker):
         try:
-            fit(parts.model, parts.loss_func, steps, parts.valid_loader, state, options, callbacks)
+            fit(parts.objective, steps, validation, state, options, callbacks)
         except Diverged as error:
             tracker.hparams_end(success=False)
             raise explained(error, data) from None
@@ -96,7 +133,8 @@ def train(
             reporter.close()
             run.update(metrics={"best": state.best, "last": state.last})
         if epochs is None:
-            evaluate_test_split(parts, state, run, tracker, stop_evaluation)
+            with tested_weights(parts, state, checkpoints, trainer["test"]):
+                evaluate_test_split(parts, state, run, tracker, stop_evaluation)
     weights = fingerprint(parts.model.state_dict())
     run.update(weights={**run.record["weights"], "final": weights})
     return state.best[trainer["monitor"]]
@@ -126,6 +164,8 @@ def restore(parts: Parts, saved: dict[str, Any], run: Run) -> State:
         # or a schedule that moves at once, at the end of an epoch, would warn
         parts.opt._opt_called = True  # type: ignore[attr-defined]
         parts.loss_func.load_state_dict(saved.get("loss", parts.loss_func.state_dict()))
+        load_state(parts.objective.step, saved.get("step", {}))
+        parts.aids.load(saved.get("callbacks", {}))
         # an earlier version counted every batch by its rows, and kept no state of the loss
         weights = {"weight": saved["state"]["rows"], "epoch_weight": saved["state"]["epoch_rows"]}
         return State(**(weights | saved["state"]))
@@ -139,6 +179,8 @@ def checkpoint_content(parts: Parts, state: State, tracker: Tracker) -> dict[str
         "parameters": parts.parameter_names,
         "model": parts.model.state_dict(),
         "loss": parts.loss_func.state_dict(),
+        "step": state_of(parts.objective.step),
+        "callbacks": parts.aids.state(),
         "optimizer": parts.opt.state_dict(),
         "scheduler": parts.schedule.scheduler.state_dict(),
         "scheduler_every": parts.schedule.every,
@@ -154,15 +196,14 @@ def make_steps(
     train: what was found in the training split, which may hold targets that do not count. Raises
     Interrupted if a signal arrives while they are compiled.
     """
-    weigh = step_weights(parts.loss_func, train)
+    weigh = step_weights(parts.objective, train)
     if not trainer["compile"]:
-        return EagerSteps(parts.model, parts.loss_func, parts.opt, parts.schedule.by_step,
-                          parts.train_loader, trainer["accumulate"], weigh), {}  # fmt: skip
+        return EagerSteps(parts.objective, parts.opt, parts.schedule.by_step, parts.train_loader,
+                          trainer["accumulate"], weigh), {}  # fmt: skip
     from experiments.compiled.steps import CompiledSteps  # takes a second to import
 
     compiled = CompiledSteps(
-        parts.model,
-        parts.loss_func,
+        parts.objective,
         parts.opt,
         parts.schedule.by_step,
         parts.train_loader,
@@ -170,6 +211,7 @@ def make_steps(
         clip_norm=trainer["clip_norm"],
         stop_signal=stop_signal,
         weigh=weigh,
+        one_by_one=parts.aids.ema is not None,
     )
     return compiled, {"compiled": compiled.key}
 
@@ -194,14 +236,36 @@ def evaluate_test_split(
     tracker: Tracker,
     stop_evaluation: Callable[[], int | None],
 ) -> None:
-    """Evaluate the last weights on the test split and log the results. Raises Interrupted after a
-    signal; the last checkpoint is of these weights.
+    """Evaluate the model on the test split and log the results. Raises Interrupted after a signal;
+    a checkpoint is of these weights.
     """
-    results = evaluate(parts.model, parts.loss_func, parts.test_loader, stop_evaluation)
-    metrics = as_metrics("test", *results)
+    metrics = evaluate(parts.objective, parts.test_loader, parts.metrics, "test", stop_evaluation)
     tracker.log(state.step, state.epoch, metrics)
     run.update(metrics={**run.record["metrics"], "test": metrics})
     tracker.hparams_end(success=True)
+
+
+@contextmanager
+def tested_weights(
+    parts: Parts, state: State, checkpoints: Checkpoints, which: str
+) -> Iterator[None]:
+    """Give the model the weights of the best checkpoint in the block, or the last ones."""
+    if which == "last" or state.best == state.last:
+        with parts.aids.evaluated_weights():
+            yield
+        return
+    last = {name: tensor.clone() for name, tensor in parts.objective.state_dict().items()}
+    step = copy.deepcopy(state_of(parts.objective.step))
+    content = checkpoints.load("best")
+    assert content is not None  # one was saved after the first validation
+    parts.model.load_state_dict({**content["model"], **averaged_weights(content)})
+    parts.loss_func.load_state_dict(content["loss"])
+    load_state(parts.objective.step, content["step"])
+    try:
+        yield
+    finally:
+        parts.objective.load_state_dict(last)
+        load_state(parts.objective.step, step)
 
 
 def record_environment(run: Run, parts: Parts, data: Data, environment: dict[str, Any]) -> None:
@@ -219,7 +283,9 @@ def record_environment(run: Run, parts: Parts, data: Data, environment: dict[str
         raise UsageError(
             f"data: {', '.join(changed)} rows differ from those at the start of the run"
         )
-    changes = differences(run.record, identify(run.record["config"], run.record))
+    now = identify(run.record["config"], run.record)
+    # what a run has started from is in its checkpoint
+    changes = differences(run.record, {**now, "init": {}})
     then = {**run.record["packages"], **run.record["environment"]}
     changes += [
         f"{name} was {then.get(name)}, is {value}"

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from experiments.compiled.updates import Update
-from experiments.data.loaders import gather
+from experiments.compiled.updates import GroupedUpdate
 from experiments.errors import UsageError
-from experiments.training.fit import EagerSteps
+from experiments.training.steps import EagerSteps
 
 CALLS = 2  # what is carried from one call to the next shows in the second
 ATTEMPTS = 3  # at a kink, of a ReLU say, rounding can change one gradient by much
@@ -48,7 +47,7 @@ class Checked:
     module: nn.Module
     eager: EagerSteps
     opt: Optimizer
-    update: Update
+    update: GroupedUpdate
     parameters: dict[str, nn.Parameter]
     untrained: dict[str, Tensor]
     states: list[dict[str, Tensor]]
@@ -69,7 +68,7 @@ def check_against_eager(checked: Checked, run: RunSteps) -> None:
 
     Raises UsageError if they differ by more than rounding.
     """
-    rows, difference = len(checked.eager.loader.x), ""  # type: ignore[attr-defined]
+    rows, difference = len(checked.eager.loader.split), ""  # type: ignore[attr-defined]
     for attempt in range(ATTEMPTS):
         first = attempt * rows // ATTEMPTS
         calls = [
@@ -92,9 +91,9 @@ def check_against_eager(checked: Checked, run: RunSteps) -> None:
 @contextlib.contextmanager
 def check_options(checked: Checked) -> Iterator[list[Tensor]]:
     """Give the optimizer the check's lr and state; yields the scalars of each call."""
-    [group] = checked.opt.param_groups
-    lr, state = group["lr"], checked.opt.state
-    group["lr"] = LR
+    groups, lrs, state = checked.opt.param_groups, checked.update.lrs(), checked.opt.state
+    for number, group in enumerate(groups, 1):
+        group["lr"] = LR / number  # or a parameter in another's group would not show
     checked.opt.state = type(state)(dict)
     states = zip(checked.parameters.values(), check_states(checked.states), strict=True)
     checked.opt.state.update(states)
@@ -102,13 +101,15 @@ def check_options(checked: Checked) -> Iterator[list[Tensor]]:
     try:
         yield [
             torch.tensor(
-                [checked.update.scalars(group, call * count + i + 1) for i in range(count)],
+                [checked.update.scalars(call * count + i + 1) for i in range(count)],
                 device=checked.index.device,
             )
             for call in range(CALLS)
         ]
     finally:
-        group["lr"], checked.opt.state = lr, state
+        checked.opt.state = state
+        for group, lr in zip(groups, lrs, strict=True):
+            group["lr"] = lr
 
 
 def check_states(states: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -150,9 +151,8 @@ def take_eager_steps(checked: Checked, calls: list[Tensor]) -> Values:
         for index in calls:
             for step_rows in index.split(size):
                 batches = step_rows.split(size // eager.accumulated)
-                loader: Any = eager.loader
-                xs, ys, pixels = loader.x, loader.y, loader.pixels
-                result = eager.step([gather(xs, ys, rows, pixels) for rows in batches])
+                split: Any = eager.loader.split  # type: ignore[attr-defined]
+                result = eager.step([split.gather(rows) for rows in batches])
                 losses.append(result.losses)
         states = [checked.opt.state[p] for p in checked.parameters.values()]
         values = collect(checked, saved, list(tensors.values()), states, torch.stack(losses))

@@ -20,11 +20,20 @@ from experiments.data.arrays import MappedSplit
 from experiments.data.loaders import BatchRows, TensorLoader
 from experiments.errors import UsageError
 from experiments.training import parts
+from experiments.training.objective import Objective
 
 # what the compiled step calls itself or replaces, by the class that defines it
-LOADER_NAMES = {"__len__", "__iter__", "batches", "indices", "x", "y", "rows", "split", "device"}
+LOADER_NAMES = {"__len__", "__iter__", "batches", "indices", "rows", "split", "device"}
 ROWS_NAMES = {"__len__", "batches", "windows", "rows", "batch_size", "shuffle", "drop_last"}
-SPLIT_NAMES = {"__getitem__", "__getitems__", "__iter__", "__len__", "prefetched"}
+SPLIT_NAMES = {
+    "__getitem__",
+    "__getitems__",
+    "__iter__",
+    "__len__",
+    "prefetched",
+    "gather",
+    "scaled",
+}
 BACKWARD_HOOKS = ("_backward_pre_hooks", "_backward_hooks")
 FORWARD_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
@@ -52,6 +61,12 @@ def check_loader(loader: Any) -> None:
         changed += [f"{class_name(loader.split)}.{name}" for name in split_names]
     if changed:
         refuse(changed[0], "the compiled step gathers its rows without it", "use loader=tensors")
+
+
+def check_step(objective: Objective) -> None:
+    """Raise UsageError for a step that takes its own optimizer steps."""
+    if objective.is_manual:
+        refuse(class_name(objective.step), "takes its own optimizer steps, which are not one graph")
 
 
 def own(part: Any, known: type, names: set[str]) -> Iterator[str]:
@@ -84,7 +99,8 @@ def check_optimizer(opt: Optimizer, parameters: dict[str, nn.Parameter]) -> None
         # trainer.clip_norm is part of the graph
         if getattr(hook, "__module__", None) != parts.__name__:
             refuse(part, f"the compiled step would not call its step hook {hook_name(hook)}")
-    for name, value in opt.param_groups[0].items():
+    options = [option for group in opt.param_groups for option in group.items()]
+    for name, value in options:
         if name != "params" and any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
             refuse(f"optimizer.{name}", "a tensor, whose changes the compiled step would not "
                    "notice", "use a number")  # fmt: skip

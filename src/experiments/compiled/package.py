@@ -135,7 +135,7 @@ def compile_once(
         try:
             with as_usage_error("the step cannot be compiled"):
                 compile_package(graph, inputs, output, OPTIONS, stop_signal)
-                check_against_eager(graph, load(output, inputs[3].device), inputs)
+                check_against_eager(graph, load(output, inputs[3][0].device), inputs)
             content = output.read_bytes()
         finally:
             output.unlink(missing_ok=True)
@@ -167,14 +167,15 @@ def check_against_eager(graph: torch.fx.GraphModule, package: Any, inputs: tuple
 
     Raises RuntimeError if they differ by more than rounding.
     """
-    *_, x, _, index, scalars = inputs
-    rows = torch.arange(index.numel(), device=index.device).view_as(index) % len(x)
+    data, index, scalars = inputs[3:]
+    rows = torch.arange(index.numel(), device=index.device).view_as(index) % len(data[0])
     results = []
-    for run in (lambda args: [graph(*args)], lambda args: package.run(tree_leaves(args))):
+    runs: list[Any] = [lambda args: graph(*args), lambda args: package.run(tree_leaves(args))]
+    for run in runs:
         parts = *tree_map(torch.clone, inputs[:2]), tree_map(torch.ones_like, inputs[2])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            losses = run((*parts, *inputs[3:5], rows, scalars.clamp(max=0.1)))
+            losses = run((*parts, data, rows, scalars.clamp(max=0.1)))
         results.append([*losses, *tree_leaves(parts)])
     for eager, compiled in zip(*results, strict=True):
         if not torch.allclose(eager, compiled, rtol=1e-3, atol=1e-4, equal_nan=True):

@@ -5,6 +5,7 @@ The step is traced into one graph (trace.py), which torch's inductor compiles ah
 """
 
 import gc
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial, reduce
 from typing import Any, cast
@@ -16,15 +17,22 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from experiments.compiled.eager_check import Checked, check_against_eager
-from experiments.compiled.eligibility import check_loader, check_modules, check_optimizer
+from experiments.compiled.eligibility import (
+    check_loader,
+    check_modules,
+    check_optimizer,
+    check_step,
+)
 from experiments.compiled.package import cache_key, compile_once, load, on_threads
 from experiments.compiled.python_state import PythonState
 from experiments.compiled.trace import GraphTooLarge, count_flops, count_nodes, same_graph, trace
-from experiments.compiled.updates import find_update, optimizer_states
-from experiments.data.loaders import TensorLoader, gather
+from experiments.compiled.updates import GroupedUpdate
+from experiments.data.loaders import TensorLoader
+from experiments.data.nests import map_tensors, tensors_of
 from experiments.errors import UsageError
-from experiments.training.fit import EagerSteps, Scheduler
 from experiments.training.means import Weigh
+from experiments.training.objective import Objective
+from experiments.training.steps import EagerSteps, Scheduler
 from experiments.training.train_log import StepResult
 
 # Steps on small batches are unrolled into one graph up to this many rows, to share the call's cost.
@@ -44,15 +52,14 @@ class CompiledSteps:
 
     accumulated: batches per optimizer step. clip_norm: maximum norm of the gradient. weigh: how
     much the loss of a batch counts, from its targets; None: by its rows. stop_signal: gives the
-    number of a signal that has arrived.
+    number of a signal that has arrived. one_by_one: whether something is due after each step.
 
     Raises UsageError if the step cannot be compiled, Interrupted after a signal.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        loss_func: nn.Module,
+        objective: Objective,
         opt: Optimizer,
         scheduler: Scheduler,
         loader: TensorLoader,
@@ -61,26 +68,30 @@ class CompiledSteps:
         clip_norm: float | None = None,
         stop_signal: Callable[[], int | None] = lambda: None,
         weigh: Weigh | None = None,
+        one_by_one: bool = False,
     ) -> None:
         check_loader(loader)
+        check_step(objective)
         if weigh is not None and accumulated > 1:
             raise UsageError(
                 f"trainer.accumulate={accumulated}: a compiled step counts its batches by rows, "
                 "not by class weights or targets that are not ignored; use trainer.compile=false"
             )
-        self.eager = EagerSteps(model, loss_func, opt, scheduler, loader, accumulated, weigh)
+        self.eager = EagerSteps(objective, opt, scheduler, loader, accumulated, weigh)
         self.stop_signal, self.weigh = stop_signal, weigh
         self.loader, self.accumulated, self.clip_norm = loader, accumulated, clip_norm
-        self.opt, self.update = opt, find_update(opt)
-        [self.group] = opt.param_groups
-        self.constants = self.update.constants(self.group)
+        self.opt, self.update = opt, GroupedUpdate(opt)
         self.rows_per_step = accumulated * loader.rows.batch_size
-        self.module = ModelWithLoss(model, loss_func)
-        self.parts = {"model": model, "loss": loss_func}
+        self.objective = objective
+        self.parts: dict[str, nn.Module] = {"model": objective.model, "loss": objective.loss_func}
+        if isinstance(objective.step, nn.Module):
+            self.parts["step"] = objective.step
+        self.number_names: list[str] = []
         self.check_hooks()
         self.trained_names = self.find_trained_names()
-        model.train()
-        graph, inputs = self.trace_as_many_as_fit(max(1, ROWS_PER_CALL // self.rows_per_step))
+        objective.train()
+        steps = 1 if one_by_one else max(1, ROWS_PER_CALL // self.rows_per_step)
+        graph, inputs = self.trace_as_many_as_fit(steps)
         self.compile(graph, inputs)
         self.inputs = tree_leaves(inputs)
         gc.freeze()  # one garbage collection pass over the compiler's modules takes long
@@ -100,38 +111,43 @@ class CompiledSteps:
 
         Raises UsageError if the data is not on the model's device.
         """
-        tensors = dict([*self.module.named_parameters(), *self.module.named_buffers()])
+        tensors = dict([*self.objective.named_parameters(), *self.objective.named_buffers()])
         self.untrained_names = [name for name in tensors if name not in self.trained_names]
-        parameters = [tensors[name] for name in self.trained_names]
-        states = optimizer_states(opt, self.update, parameters)
+        parameters = self.trained_parameters()
+        states = self.update.states(parameters)
+        self.group_numbers = self.update.group_numbers(parameters)
         # a parameter that the loss does not depend on has no step count
         self.step_count = max(int(state["step"]) if "step" in state else 0 for state in states)
         self.device = parameters[0].device
-        if self.loader.x.device != self.device:
+        if self.loader.index_device != self.device:
             raise UsageError(
                 "trainer.compile=true: memory-mapped files need the model on the CPU; "
                 "use trainer.device=cpu or trainer.compile=false"
             )
-        self.scalars = [self.update.scalars(self.group, 1)] * self.steps_per_call
+        self.scalars = [self.update.scalars(1)] * self.steps_per_call
         return (
             [p.detach() for p in parameters],
             [tensors[name].detach() for name in self.untrained_names],
             states,
-            self.loader.x,
-            self.loader.y,
+            tensors_of(self.loader.split.tensors),
             torch.zeros(self.rows_per_call, dtype=torch.int64, device=self.device),
             torch.tensor(self.scalars, device=self.device),
         )
 
     def check_hooks(self) -> None:
         """Raise UsageError if a step calls hooks that are not part of the graph."""
-        check_optimizer(self.opt, dict(self.module.named_parameters()))
-        check_modules(self.module)
+        check_optimizer(self.opt, dict(self.objective.named_parameters()))
+        check_modules(self.objective)
 
     def find_trained_names(self) -> list[str]:
         """The names of the parameters that the optimizer changes."""
-        trained = {p for p in self.group["params"] if p.requires_grad}
-        return [name for name, p in self.module.named_parameters() if p in trained]
+        trained = {p for group in self.opt.param_groups for p in group["params"] if p.requires_grad}
+        return [name for name, p in self.objective.named_parameters() if p in trained]
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer changes, in the order of their names."""
+        parameters = dict(self.objective.named_parameters())
+        return [parameters[name] for name in self.trained_names]
 
     def trace(self, inputs: tuple[Any, ...]) -> torch.fx.GraphModule:
         """The graph of `steps_per_call` steps. Raises UsageError if it cannot hold all of them."""
@@ -145,6 +161,8 @@ class CompiledSteps:
         change = self.python_state.change_to(PythonState(self.parts))
         if self.find_trained_names() != self.trained_names:
             change = "requires_grad of a parameter changes"
+        elif self.update.group_numbers(self.trained_parameters()) != self.group_numbers:
+            change = "the group of a parameter changes"
         elif change is not None:  # not all changes matter
             before, inputs = self.traced
             graph = self.trace(inputs)
@@ -165,24 +183,24 @@ class CompiledSteps:
             # the graph is checked first, so that nothing is refused after minutes of compiling
             path = compile_once(self.key, graph, inputs, partial(check, graph), self.stop_signal)
             self.package = load(path, self.device)
-        check(lambda *args: self.package.run(tree_leaves(args))[0])
+        check(lambda *args: self.package.run(tree_leaves(args)))
 
     def check_against_eager(
         self, graph: torch.fx.GraphModule, inputs: tuple[Any, ...], function: Callable[..., Tensor]
     ) -> None:
         """Compare a function with the graph's signature with eager steps. Raises UsageError."""
-        tensors = dict([*self.module.named_parameters(), *self.module.named_buffers()])
+        tensors = dict([*self.objective.named_parameters(), *self.objective.named_buffers()])
         dtypes = {node.meta["val"].dtype for node in graph.graph.nodes
                   if isinstance(node.meta.get("val"), Tensor)}  # fmt: skip
-        _, _, states, x, y, index, _ = inputs
+        _, _, states, data, index, _ = inputs
 
         def run(parameters: Any, untrained: Any, states: Any, rows: Any, scalars: Any) -> Tensor:
             with on_threads(self.threads):
-                return function(parameters, untrained, states, x, y, rows, scalars)
+                return function(parameters, untrained, states, data, rows, scalars)[0]
 
         check_against_eager(
             Checked(
-                self.module,
+                self.objective,
                 self.eager,
                 self.opt,
                 self.update,
@@ -199,82 +217,101 @@ class CompiledSteps:
     def __len__(self) -> int:
         return len(self.loader)
 
-    def take(self, epoch: int, start: int) -> Iterator[StepResult]:
-        """Take the steps of an epoch, from batch number `start` on.
+    def take(self, epoch: int, start: int, limit: int | None = None) -> Iterator[StepResult]:
+        """Take the steps of an epoch, from batch number `start` on; at most `limit` of them.
 
         Raises UsageError if what was compiled is no longer what the parts compute.
         """
         self.check_unchanged(epoch)
+        left = math.inf if limit is None else limit
+        if left == 0:
+            return
         for index in self.loader.indices(epoch, start, self.steps_per_call * self.accumulated):
-            if len(index) == self.rows_per_call:
+            if len(index) == self.rows_per_call and left >= self.steps_per_call:
                 yield self.step(index)
+                left -= self.steps_per_call
             else:
                 for step_index in index.split(self.rows_per_step):
-                    yield self.step_eagerly(step_index)
+                    if left:
+                        yield self.step_eagerly(step_index)
+                        left -= 1
+            if not left:
+                return
 
     def step(self, index: Tensor) -> StepResult:
         """Take `steps_per_call` compiled steps on the rows `index`, int64 (rows_per_call,)."""
-        if self.update.constants(self.group) != self.constants:
-            raise UsageError(
-                f"optimizer: trainer.compile=true has {self.constants} as constants, which became "
-                f"{self.update.constants(self.group)}; use trainer.compile=false"
-            )
+        self.update.check_constants()
         lrs, scalars = [], []
         for _ in range(self.steps_per_call):
             self.step_count += 1
-            lrs.append(self.group["lr"])
-            scalars.append(self.update.scalars(self.group, self.step_count))
+            lrs.append(self.update.lrs())
+            scalars.append(self.update.scalars(self.step_count))
             self.eager.scheduler.step()
         if scalars != self.scalars:
             self.scalars = scalars
             self.inputs[-1] = torch.tensor(scalars, device=self.device)
         self.inputs[-2] = index
         with on_threads(self.threads):
-            (losses,) = self.package.run(self.inputs)
+            losses, *values = self.package.run(self.inputs)
         weights = None
         if self.weigh is not None:
-            targets = self.loader.y.index_select(0, index).split(self.rows_per_step)
+            targets = self.loader.split.y.index_select(0, index).split(self.rows_per_step)
             weights = torch.stack([self.weigh(yb) for yb in targets])
-        return StepResult(losses, lrs, self.rows_per_step, self.accumulated, weights)
+        numbers = dict(zip(self.number_names, values, strict=True))
+        return StepResult(losses, [lr for lr, *_ in lrs], self.rows_per_step, self.accumulated,
+                          weights, [others for _, *others in lrs], numbers)  # fmt: skip
 
     def step_eagerly(self, index: Tensor) -> StepResult:
         """Take one eager step on the rows `index`, int64 (rows,)."""
         self.step_count += 1
         batches = index.split(self.loader.rows.batch_size)
-        x, y, pixels = self.loader.x, self.loader.y, self.loader.pixels
-        return self.eager.step([gather(x, y, batch, pixels) for batch in batches])
+        return self.eager.step([self.loader.split.gather(batch) for batch in batches])
 
     def trace_steps(
         self,
         parameters: list[Tensor],
         untrained: list[Tensor],
         states: list[dict[str, Tensor]],
-        x: Tensor,
-        y: Tensor,
+        data: list[Tensor],
         index: Tensor,
         scalars: Tensor,
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """The traced function. Updates parameters, states and untrained tensors (BatchNorm's
         buffers) in place.
 
-        index: int64 (rows,), scalars: float32 (steps, n); returns the step losses, float32 (steps,)
+        data: the tensors of the training split. index: int64 (rows,), scalars: float32 (steps, n).
+        Returns the losses and each of the numbers of the steps, float32 (steps,).
         """
         initial = parameters, states
-        losses = []
+        losses: list[Tensor] = []
+        numbers: dict[str, list[Tensor]] = {}
+        leaves = iter(data)
+        split = map_tensors(lambda _: next(leaves), self.loader.split.tensors)
         index = index.view(self.steps_per_call, self.accumulated, -1)
         for batches, step_scalars in zip(index.unbind(), scalars.unbind(), strict=True):
             parameters = [p.detach().requires_grad_() for p in parameters]
             names = self.trained_names + self.untrained_names
             tensors = dict(zip(names, parameters + untrained, strict=True))
             batch_losses, grads = [], []
+            batch_numbers: dict[str, list[Tensor]] = {}
             for rows in batches.unbind():
-                batch = gather(x, y, rows, self.loader.pixels)
-                loss = functional_call(self.module, tensors, batch)
+                batch = self.objective.augmented(self.loader.split.gather(rows, split))
+                output = functional_call(self.objective, tensors, (batch,))
+                loss = output.loss
+                if output.weight is not None:
+                    raise UsageError(
+                        "trainer.compile=true: the step gives the weight of a batch, which a "
+                        "compiled step does not take; use trainer.compile=false"
+                    )
                 if self.accumulated > 1:
                     loss = loss / self.accumulated
                 batch_losses.append(loss.detach())
+                for name, value in output.numbers.items():
+                    batch_numbers.setdefault(name, []).append(value.detach() / self.accumulated)
                 grads.append(torch.autograd.grad(loss, parameters, allow_unused=True))
             losses.append(reduce(torch.add, batch_losses))
+            for name, values in batch_numbers.items():
+                numbers.setdefault(name, []).append(reduce(torch.add, values))
             with torch.no_grad():
                 parameters, states = self.trace_update(parameters, grads, states, step_scalars)
             nodes = count_nodes()
@@ -286,7 +323,8 @@ class CompiledSteps:
                 tree_leaves(initial), tree_leaves((parameters, states)), strict=True
             ):
                 old.copy_(new)
-        return torch.stack(losses)
+        self.number_names = list(numbers)
+        return [torch.stack(losses), *(torch.stack(values) for values in numbers.values())]
 
     def trace_update(
         self,
@@ -306,20 +344,4 @@ class CompiledSteps:
             norms = [torch.linalg.vector_norm(grad) for grad in summed if grad is not None]
             scale = torch.clamp(self.clip_norm / (torch.stack(norms).norm() + 1e-6), max=1.0)
             summed = [None if grad is None else grad * scale for grad in summed]
-        pairs = [
-            (p, state) if grad is None else self.update.apply(self.group, p, grad, state, scalars)
-            for p, grad, state in zip(parameters, summed, states, strict=True)
-        ]
-        return [p for p, _ in pairs], [state for _, state in pairs]
-
-
-class ModelWithLoss(nn.Module):
-    """A model and its loss as one module: batch -> loss, float32 ()."""
-
-    def __init__(self, model: nn.Module, loss_func: nn.Module) -> None:
-        super().__init__()
-        self.model, self.loss_func = model, loss_func
-
-    def forward(self, xb: Tensor, yb: Tensor) -> Tensor:
-        loss: Tensor = self.loss_func(self.model(xb), yb)
-        return loss
+        return self.update.apply(parameters, self.group_numbers, summed, states, scalars)

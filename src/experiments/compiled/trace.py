@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.compiled.eligibility import observed_forward_hooks
 from experiments.compiled.python_state import PythonState
@@ -43,7 +43,7 @@ def as_usage_error(failure: str) -> Iterator[None]:
 
 
 def trace(
-    steps: Callable[..., Tensor],
+    steps: Callable[..., Any],
     inputs: tuple[Any, ...],
     modules: Mapping[str, nn.Module] = MappingProxyType({}),
 ) -> torch.fx.GraphModule:

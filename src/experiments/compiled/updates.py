@@ -1,7 +1,8 @@
 """The update rules of torch's optimizers as pure functions of tensors, for tracing."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -116,25 +117,89 @@ def find_update(opt: Optimizer) -> Update:
             f"optimizer._target_={kind.__module__}.{kind.__qualname__}: trainer.compile=true "
             "supports torch.optim's SGD, Adam and AdamW; use one of them or trainer.compile=false"
         )
-    if len(opt.param_groups) > 1:
-        raise UsageError(
-            f"optimizer: trainer.compile=true supports one parameter group, not "
-            f"{len(opt.param_groups)}; use one group or trainer.compile=false"
-        )
-    for name in UNSUPPORTED:
-        if opt.param_groups[0].get(name):
-            raise UsageError(
-                f"optimizer.{name}={opt.param_groups[0][name]}: trainer.compile=true does not "
-                "support it; remove it or use trainer.compile=false"
-            )
+    for group in opt.param_groups:
+        for name in UNSUPPORTED:
+            if group.get(name):
+                raise UsageError(
+                    f"optimizer.{name}={group[name]}: trainer.compile=true does not support it; "
+                    "remove it or use trainer.compile=false"
+                )
     return UPDATES[kind]
 
 
-def optimizer_states(
-    opt: Optimizer, update: Update, parameters: list[Tensor]
-) -> list[dict[str, Tensor]]:
-    """The optimizer's state of each parameter, initialized in `opt` if it has none yet."""
-    for p in parameters:
-        if not opt.state[p]:
-            opt.state[p].update(update.init_state(opt.param_groups[0], p))
-    return [dict(opt.state[p]) for p in parameters]
+class GroupedUpdate:
+    """The update rule of an optimizer with the options of each of its parameter groups.
+
+    Raises UsageError if it is not supported.
+    """
+
+    def __init__(self, opt: Optimizer) -> None:
+        self.opt, self.update = opt, find_update(opt)
+        self.constants = self.constants_now()
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """The parameter groups with their options of now."""
+        return self.opt.param_groups
+
+    def constants_now(self) -> list[dict[str, object]]:
+        """The options of each group that the graph has as constants, by name."""
+        return [self.update.constants(group) for group in self.groups]
+
+    def check_constants(self) -> None:
+        """Raise UsageError if an option has changed that the graph has as a constant."""
+        now = self.constants_now()
+        if now == self.constants:
+            return
+        for before, after in zip_longest(self.constants, now):
+            if before != after:
+                raise UsageError(
+                    f"optimizer: trainer.compile=true has {before} as constants, which became "
+                    f"{after}; use trainer.compile=false"
+                )
+
+    def lrs(self) -> list[float]:
+        """The learning rate of each group."""
+        return [group["lr"] for group in self.groups]
+
+    def scalars(self, count: int) -> tuple[float, ...]:
+        """All numbers that change between steps, of one group after the other. count: of steps,
+        with the next one.
+        """
+        of_groups = (self.update.scalars(group, count) for group in self.groups)
+        return tuple(chain.from_iterable(of_groups))
+
+    def group_numbers(self, parameters: Sequence[Tensor]) -> list[int]:
+        """The number of the group of each parameter."""
+        numbers = {p: i for i, group in enumerate(self.groups) for p in group["params"]}
+        return [numbers[p] for p in parameters]
+
+    def states(self, parameters: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """The optimizer's state of each parameter, initialized if it has none yet."""
+        for p, number in zip(parameters, self.group_numbers(parameters), strict=True):
+            if not self.opt.state[p]:
+                self.opt.state[p].update(self.update.init_state(self.groups[number], p))
+        return [dict(self.opt.state[p]) for p in parameters]
+
+    def apply(
+        self,
+        parameters: Sequence[Tensor],
+        numbers: Sequence[int],
+        grads: Sequence[Tensor | None],
+        states: Sequence[dict[str, Tensor]],
+        scalars: Tensor,
+    ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+        """The updated parameters and states.
+
+        numbers: of each parameter's group. grads: None if the loss does not depend on it. scalars:
+        as from `scalars`, float32 (groups * n,)
+        """
+        several = len(self.groups) > 1
+        of_group = scalars.view(len(self.groups), -1).unbind() if several else [scalars]
+        pairs = [
+            (p, state)
+            if grad is None
+            else self.update.apply(self.groups[number], p, grad, state, of_group[number])
+            for p, number, grad, state in zip(parameters, numbers, grads, states, strict=True)
+        ]
+        return [p for p, _ in pairs], [state for _, state in pairs]

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.config.hydra_versions import VERSION_BASE, register_resolver
-from experiments.config.names import run_name
+from experiments.config.names import format_value, run_name
 from experiments.config.search_path import CONF as CONF  # re-exported
 from experiments.config.search_path import config_directories, make_conf_importable, set_entries
 from experiments.errors import UsageError
@@ -148,11 +148,25 @@ def validate(composed: DictConfig, *, allow_unused: bool = False) -> dict[str, A
     if roots is not None and own_roots(config) - roots:
         roots |= roots_of_files(composed)
     checked = check(loss_as_module(rename_moved_targets(config)), roots)
-    path = checked["data"].get("path")
-    if isinstance(path, str) and "://" not in path and not path.startswith("${"):
-        # so that the saved config is valid in any working directory
-        checked["data"]["path"] = str(Path(path).absolute())
+    check_init(checked["init"])
+    for group, key in (("data", "path"), ("init", "run"), ("init", "file")):
+        path = checked[group].get(key)
+        if isinstance(path, str) and "://" not in path and not path.startswith("${"):
+            # so that the saved config is valid in any working directory
+            checked[group][key] = str(Path(path).absolute())
     return checked
+
+
+def check_init(init: dict[str, Any]) -> None:
+    """Raise UsageError if a config names two sources of weights, or chooses from none."""
+    if init["run"] and init["file"]:
+        raise UsageError(f"init.file={init['file']}: there is init.run, too; choose one of them")
+    for key in ("match", "exclude"):
+        if init[key] is not None and not (init["run"] or init["file"]):
+            raise UsageError(
+                f"init.{key}={format_value(init[key])}: there is nothing to choose from; set "
+                "init.run or init.file, too"
+            )
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

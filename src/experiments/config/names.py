@@ -14,7 +14,7 @@ MAX_NAME_BYTES = 200  # file systems allow 255, and suffixes are added
 # What Hydra takes as a value without quotes, and what has a meaning in a value.
 PLAIN = r"(?a:[\w./:+\-%@?*|$, ]*)"
 STRUCTURE = re.compile(r"[\[\](){}'\"\\]")
-PATHS = ("data.path", "hydra.run.dir", "hydra.sweep.dir")
+PATHS = ("data.path", "init.run", "init.file", "hydra.run.dir", "hydra.sweep.dir")
 
 # Old and new names of moved modules, which users' code and saved configs may still use.
 MOVED: Mapping[str, str] = {

@@ -34,7 +34,7 @@ def number(
             return False
         return low <= value <= high and above < value < below
 
-    return Rule(f"a {'whole ' * whole}number {bounds}", accepts)
+    return Rule(f"a {'whole ' * whole}number {bounds}".rstrip(), accepts)
 
 
 def choice(*words: str) -> Rule:
@@ -70,3 +70,8 @@ COUNT = number(low=1, whole=True)
 FRACTION = number(low=0, high=1)
 FLAG = Rule("true or false", lambda value: isinstance(value, bool))
 TEXT = Rule("a text", lambda value: isinstance(value, str) and value != "")
+TAG = Rule(
+    "a number of the validation, NAME/valid, such as loss/valid or accuracy/valid",
+    lambda value: isinstance(value, str) and value.endswith("/valid") and len(value) > 6,
+)
+SIZE = either(COUNT, choice("auto"))

@@ -3,7 +3,7 @@
 Imports no torch, so that a mistake on the command line is reported at once.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from experiments.config.cuda import cuda_devices
@@ -12,6 +12,8 @@ from experiments.config.rules import (
     COUNT,
     FLAG,
     FRACTION,
+    SIZE,
+    TAG,
     TEXT,
     Rule,
     choice,
@@ -24,8 +26,14 @@ from experiments.errors import UsageError
 
 # Of the rows of a file, where a text is a file of its own.
 SHARE = either(number(above=0, below=1), COUNT)
-FUNCTIONS = list_of(
-    Rule("a mapping with a _target_", lambda value: isinstance(value, dict) and "_target_" in value)
+TARGET = Rule("a mapping with a _target_", lambda v: isinstance(v, dict) and "_target_" in v)
+FUNCTIONS = list_of(TARGET)
+# Names of parameters or modules, in which * stands for anything; layers may have numbers.
+NAME = Rule("a text or number", either(TEXT, number(low=0, whole=True)).accepts)
+PATTERNS = either(NAME, list_of(NAME))
+GROUP = Rule(
+    "mappings with match and options, as {match: head, lr: 0.01}",
+    lambda v: isinstance(v, dict) and len(v) > 1 and PATTERNS.accepts(v.get("match")),
 )
 SCHEMA: Mapping[str, Rule] = {
     "seed": number(low=0, below=2**63, whole=True),
@@ -53,24 +61,49 @@ SCHEMA: Mapping[str, Rule] = {
     "loader.shuffle": FLAG,
     "loader.drop_last": FLAG,
     "loader.num_workers": number(low=0, whole=True),
-    "model.in_features": COUNT,
+    "model.in_features": SIZE,
     "model.hidden": list_of(COUNT),
-    "model.out_features": COUNT,
+    "model.out_features": SIZE,
     "model.dropout": number(low=0, below=1),
+    "model.activation": choice("relu", "gelu", "silu", "tanh"),
+    "model.normalization": or_null(choice("batch", "layer")),
+    "model.in_channels": SIZE,
+    "model.channels": list_of(COUNT),
+    "model.image": or_null(list_of(COUNT, length=3)),
+    "model.blocks": COUNT,
+    "model.vocabulary": SIZE,
+    "model.length": COUNT,
+    "model.width": COUNT,
+    "model.layers": COUNT,
+    "model.heads": COUNT,
+    "model.code": COUNT,
     "loss.label_smoothing": FRACTION,
+    "loss.weight": or_null(either(choice("balanced"), list_of(number()))),
     "optimizer.lr": number(above=0),
     "optimizer.momentum": number(low=0, below=1),
     "optimizer.weight_decay": number(low=0),
     "optimizer.betas": list_of(number(low=0, below=1), length=2),
     "optimizer.eps": number(low=0),
     "optimizer.fused": or_null(FLAG),
+    "optimizer.groups": or_null(list_of(GROUP)),
+    "optimizer.no_decay": or_null(PATTERNS),
+    "optimizer.freeze": or_null(PATTERNS),
     "scheduler.every": or_null(choice("step", "epoch")),
     "scheduler.warmup": FRACTION,
     "scheduler.final": FRACTION,
+    "scheduler.milestones": list_of(FRACTION),
+    "scheduler.gamma": number(above=0, high=1),
+    "scheduler.factor": number(above=0, below=1),
+    "scheduler.patience": number(low=0, whole=True),
+    "scheduler.threshold": number(low=0),
+    "scheduler.min_lr": number(low=0),
     "scheduler.max_lr": either(number(above=0), list_of(number(above=0))),
     "scheduler.pct_start": FRACTION,
     "scheduler.cycle_momentum": FLAG,
     "trainer.epochs": COUNT,
+    "trainer.steps": or_null(COUNT),
+    "trainer.evaluate_every": or_null(COUNT),
+    "trainer.test": choice("best", "last"),
     "trainer.device": choice("auto", "cpu", "cuda"),
     "trainer.threads": COUNT,
     "trainer.log_every": COUNT,
@@ -79,21 +112,63 @@ SCHEMA: Mapping[str, Rule] = {
     "trainer.compile": FLAG,
     "trainer.precision": choice("float32", "bfloat16"),
     "trainer.matmul_precision": choice("highest", "high", "medium"),
-    "trainer.monitor": choice("loss/valid", "accuracy/valid"),
+    "trainer.monitor": TAG,
+    "trainer.mode": or_null(choice("min", "max")),
+    "metrics.auroc.num_classes": SIZE,
+    "metrics.macro_f1.average": choice("macro", "micro", "weighted"),
+    "metrics.macro_f1.num_classes": SIZE,
+    "augment.crop.size": COUNT,
+    "augment.flip.probability": FRACTION,
+    "augment.mixup.alpha": number(above=0, high=2),
+    "augment.mixup.classes": or_null(SIZE),
+    "augment.noise.std": number(low=0),
+    "augment.shift.pixels": COUNT,
+    "callbacks.early_stopping.min_delta": number(low=0),
+    "callbacks.early_stopping.patience": COUNT,
+    "callbacks.ema.decay": number(above=0, below=1),
     "checkpoint.every_steps": or_null(COUNT),
     "checkpoint.every_seconds": or_null(number(above=0)),
     "checkpoint.keep": COUNT,
+    "init.run": or_null(TEXT),
+    "init.checkpoint": choice("best", "last"),
+    "init.file": or_null(TEXT),
+    "init.match": or_null(PATTERNS),
+    "init.exclude": or_null(PATTERNS),
 }
 # Keys that configs saved by earlier versions lack, with the values that say what those did.
 ADDED_LATER: Mapping[str, Any] = {
     "trainer.compile": False,
     "trainer.precision": "float32",
     "trainer.matmul_precision": "highest",
+    "trainer.mode": None,
+    "trainer.steps": None,
+    "trainer.evaluate_every": None,
+    "trainer.test": "last",
+}
+# Root nodes that a config may lack, with the values that say what is done then.
+OPTIONAL_ROOTS: Mapping[str, Any] = {
+    "step": {"_target_": "experiments.training.objective.supervised"},
+    "metrics": {"accuracy": {"_target_": "experiments.training.accuracy.Accuracy"}},
+    "augment": {},
+    "callbacks": {},
+    "init": {"run": None, "checkpoint": "best", "file": None, "match": None, "exclude": None},
+}
+# Root nodes that hold any number of named nodes, each with a _target_.
+NAMED = ("metrics", "augment", "callbacks")
+# Keys that options of these targets have got since, with the values that say what they did before:
+# a config with such a value and one without the key are the same.
+NEW_OPTIONS: Mapping[str, tuple[str, Any]] = {
+    "optimizer.groups": ("torch.optim.", None),
+    "optimizer.no_decay": ("torch.optim.", None),
+    "optimizer.freeze": ("torch.optim.", None),
 }
 # Nodes without a _target_, which only accept the keys of the schema; the others accept any key.
-CLOSED = ("trainer", "checkpoint")
-GROUPS = ("data", "loader", "model", "loss", "optimizer", "scheduler", "trainer")
-ROOTS = ("seed", "checkpoint", *GROUPS)  # the keys of a config that a run is built from
+CLOSED = ("trainer", "checkpoint", "init")
+GROUPS = (
+    *("data", "loader", "model", "loss", "optimizer", "scheduler", "trainer"),
+    *("step", "metrics", "augment", "callbacks"),
+)
+ROOTS = ("seed", "init", "checkpoint", *GROUPS)  # the keys of a config that a run is built from
 # Root key for notes: anything below it is saved with the run, and nothing refers to it.
 NOTES = "extra"
 # The targets that the rules of a group, or of one key, were written for; a name that ends with a
@@ -103,10 +178,18 @@ WRITTEN_FOR: Mapping[str, tuple[str, ...]] = {
     "loader": ("experiments.data.loaders.",),
     "model": ("experiments.training.models.", "torch.nn.Linear"),
     "loss": ("torch.nn.CrossEntropyLoss",),
+    "loss.weight": ("torch.nn.CrossEntropyLoss", "torch.nn.NLLLoss"),
+    "step": ("experiments.training.objective.",),
+    "metrics": ("torchmetrics.classification.",),
+    "augment": ("experiments.data.augment.",),
+    "callbacks": ("experiments.training.callbacks.",),
     "optimizer": ("torch.optim.SGD", "torch.optim.Adam", "torch.optim.AdamW"),
     "optimizer.lr": ("torch.optim.",),
     "optimizer.momentum": ("torch.optim.",),
     "optimizer.weight_decay": ("torch.optim.",),
+    "optimizer.groups": ("torch.optim.",),
+    "optimizer.no_decay": ("torch.optim.",),
+    "optimizer.freeze": ("torch.optim.",),
     "scheduler": ("experiments.training.schedules.", "torch.optim.lr_scheduler.OneCycleLR"),
 }
 FOR_ANY_TARGET = ("loader.batch_size",)  # the keys that are read by more than the target
@@ -114,10 +197,11 @@ FOR_ANY_TARGET = ("loader.batch_size",)  # the keys that are read by more than t
 
 def rule_for(key: str, config: Mapping[Any, Any]) -> Rule | None:
     """The rule of a key in a config, None if its group builds something the rule is not about."""
-    group = key.partition(".")[0]
+    group, _, rest = key.partition(".")
     if key not in SCHEMA or key in FOR_ANY_TARGET or group not in WRITTEN_FOR:
         return SCHEMA.get(key)
-    target = str(config[group].get("_target_"))
+    node = config[group].get(rest.partition(".")[0]) if group in NAMED else config[group]
+    target = str(node.get("_target_")) if isinstance(node, Mapping) else ""
     known = WRITTEN_FOR.get(key, WRITTEN_FOR[group])
     fits = any(target.startswith(name) if name[-1] == "." else target == name for name in known)
     return SCHEMA[key] if fits else None
@@ -144,7 +228,7 @@ def is_number(text: str) -> bool:
 
 def with_added(config: Mapping[Any, Any]) -> dict[Any, Any]:
     """A saved config with the keys of ADDED_LATER that it lacks, in the order of the schema."""
-    complete = dict(config)
+    complete = with_optional(config)
     for key, value in ADDED_LATER.items():
         group, _, name = key.partition(".")
         node = complete.get(group)
@@ -153,6 +237,25 @@ def with_added(config: Mapping[Any, Any]) -> dict[Any, Any]:
             node = {**node, name: value}
             complete[group] = {name: node[name] for name in [*names, *node] if name in node}
     return complete
+
+
+def with_optional(config: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A config with the nodes of OPTIONAL_ROOTS, and all keys of those that are closed."""
+    complete = dict(config)
+    for root, node in OPTIONAL_ROOTS.items():
+        found = complete.setdefault(root, node)
+        if root in CLOSED and isinstance(found, dict):
+            complete[root] = {**node, **found}
+    return complete
+
+
+def nodes_with_target(config: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """The nodes that something is built from, by dotted key."""
+    for group in GROUPS:
+        if group in NAMED:
+            yield from ((f"{group}.{name}", node) for name, node in config[group].items())
+        elif group not in CLOSED:
+            yield group, config[group]
 
 
 def own_roots(config: Mapping[Any, Any]) -> set[Any]:
@@ -173,11 +276,14 @@ def check(config: dict[Any, Any], referred: Collection[str] | None = None) -> di
                 + (hint or f", and nothing refers to it; a note belongs under {NOTES}.{root}")
             )
     for root in ROOTS:
+        if root in OPTIONAL_ROOTS and root not in config:
+            continue
         if root not in config or (root != "seed" and not isinstance(config[root], dict)):
             expected = (
                 SCHEMA[root].words if root in SCHEMA else f"a mapping with the keys of {root}"
             )
             raise UsageError(f"{root}={format_value(config.get(root))}: expected {expected}")
+    config = with_optional(config)
     for key, value in flatten(config):
         node, _, name = key.partition(".")
         if node in CLOSED and key not in SCHEMA:
@@ -197,8 +303,8 @@ def check(config: dict[Any, Any], referred: Collection[str] | None = None) -> di
         group, _, name = key.partition(".")
         if name not in config[group]:
             raise UsageError(f"{key} is missing: expected {SCHEMA[key].words}")
-    for group in GROUPS:
-        if group != "trainer" and not isinstance(config[group].get("_target_"), str):
+    for group, node in nodes_with_target(config):
+        if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
             raise UsageError(
                 f"{group}._target_ is missing: name the class or function that builds it"
             )

@@ -112,14 +112,12 @@ def draw_heatmap(
     scores = mean_scores(rows, [down, across])
     grid = [[scores.get((y, x), math.nan) for x in xs] for y in ys]
     # darker is better
-    image = axes.imshow(
-        grid, cmap="Blues_r" if monitor.startswith("loss") else "Blues", aspect="auto"
-    )
+    image = axes.imshow(grid, cmap="Blues" if rows[0].maximize else "Blues_r", aspect="auto")
     known = [height for line in grid for height in line if math.isfinite(height)]
     middle = (min(known) + max(known)) / 2 if known else 0.0
     for i, line in enumerate(grid if max(len(xs), len(ys)) <= MAX_TICKS else []):
         for j, height in enumerate(line):
-            dark = (height < middle) == monitor.startswith("loss")
+            dark = (height < middle) != rows[0].maximize
             text = f"{height:.4f}" if math.isfinite(height) else "none"
             axes.text(j, i, text, ha="center", va="center", color="white" if dark else "black")
     axes.set(xlabel=across, ylabel=down, title=f"best {monitor}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.config.monitoring import mode_of
 from experiments.config.names import flatten, format_value
 from experiments.directory.claim import is_locked
 from experiments.directory.metrics import METRICS, read_metrics
@@ -36,6 +37,7 @@ class Row:
     best: dict[str, float]
     last: dict[str, float]
     seconds: float
+    maximize: bool = False  # whether more of the monitored number is better
     counts_since: str = ""  # started, or kept by a sweep; UTC, ISO 8601
     identity: Mapping[str, Any] = field(default_factory=dict)  # of code, data and versions
 
@@ -50,7 +52,7 @@ class Row:
         value = self.best.get(self.monitor, math.nan)
         known = math.isfinite(value)
         group = self.state if known or self.state in BELOW else NO_NUMBER
-        score = value if self.monitor.startswith("loss") else -value
+        score = -value if self.maximize else value
         place = 1 + BELOW.index(group) if group in BELOW else 0
         return (place, score if known else math.inf, str(self.path))
 
@@ -106,7 +108,7 @@ def read(path: Path) -> Row:
     if state == "running":  # run.json is not updated within a run, or was not after a kill
         locked = is_locked(path)
         state = "running" if locked else "interrupted"
-        metrics = progress(path, record["config"]) or metrics
+        metrics = progress(path, record) or metrics
         seconds += seconds_since_record(path, time.time() if locked else None)
     return Row(
         path=path,
@@ -116,20 +118,21 @@ def read(path: Path) -> Row:
         best=metrics.get("best", {}),
         last=metrics.get("last", {}),
         seconds=seconds,
+        maximize=mode_of(record),
         counts_since=counts_since(record),
         identity={part: record.get(part) for part in ("code", "data", "versions")},
     )
 
 
-def progress(path: Path, config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def progress(path: Path, record: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The best and last validation of a run so far, from metrics.jsonl; {} before the first one."""
     try:
         lines = [line for line in read_metrics(path) if "loss/valid" in line]
         if not lines:
             return {}
-        monitor = str(config["trainer"]["monitor"])
+        monitor = str(record["config"]["trainer"]["monitor"])
         finite = [line for line in lines if math.isfinite(line[monitor])]
-        choose = min if monitor.startswith("loss") else max
+        choose = max if mode_of(record) else min
         return {"best": choose(finite, key=lambda line: line[monitor]) if finite else {},
                 "last": lines[-1]}  # fmt: skip
     except (KeyError, OSError, TypeError, ValueError):  # damaged, or in the middle of a write

@@ -21,17 +21,7 @@ from experiments.stdio import printable
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which spreadsheets begin one
 MAX_ROWS = 40  # of a table in a terminal; results.csv has all
-METRICS = ("loss/valid", "accuracy/valid")
-# What a narrow terminal does without, in this order.
-LEFT_OUT = (
-    "seconds",
-    "epochs",
-    "last accuracy",
-    "last loss",
-    "best accuracy",
-    "best loss",
-    "state",
-)
+NOT_METRICS = ("epoch", "step")
 
 
 def cells(rows: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -57,13 +47,18 @@ def cells(rows: Sequence[Row], keys: Sequence[str]) -> tuple[list[str], list[lis
 
 
 def metrics_of(rows: Sequence[Row]) -> list[str]:
-    """The metrics of the table: all, unless runs have results and none of them has an accuracy."""
-    results = [row.best for row in rows if row.best]
-    return [
-        metric
-        for metric in METRICS
-        if metric == METRICS[0] or not results or any(metric in best for best in results)
-    ]
+    """The metrics of the table: the loss, then all others that a run has; before there are any, the
+    accuracy.
+    """
+    names = {name: None for row in rows for name in row.best if name not in NOT_METRICS}
+    return list({"loss/valid": None, **(names or {"accuracy/valid": None})})
+
+
+def left_out(metrics: Sequence[str]) -> list[str]:
+    """What a narrow terminal does without, in this order."""
+    short = [metric.replace("/valid", "") for metric in reversed(metrics)]
+    numbers = [f"{which} {metric}" for which in ("last", "best") for metric in short]
+    return ["seconds", "epochs", *numbers, "state"]
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -89,7 +84,7 @@ def table(rows: Sequence[Row]) -> str:
     if terminal:
         width = shutil.get_terminal_size().columns
         monitor = f"best {rows[0].monitor}".replace("/valid", "")
-        order = [name for name in LEFT_OUT if name != monitor]
+        order = [name for name in left_out(metrics_of(rows)) if name != monitor]
         columns = fit(columns, width, order, kept=["rank", monitor])
     title, *body_lines = columns.lines()
     lines = [title[:width] if terminal else title]

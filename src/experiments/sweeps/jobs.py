@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from experiments.config.compose import enter, validate, without_hydra
 from experiments.config.hydra_versions import override_dirname, written_dirname
+from experiments.config.monitoring import maximizes
 from experiments.config.names import flatten, format_value, run_name
 from experiments.config.references import RESOLVER, references, resolvers_used
 from experiments.config.secrets import reject_in_directory
@@ -44,9 +45,10 @@ class Job:
     composed: DictConfig
     state: str = "waiting"
     monitor: str = "loss/valid"
+    maximize: bool = False  # whether more of it is better
     done: float = 0.0  # fraction of its epochs that are done
     loss: float = math.nan
-    accuracy: float = math.nan
+    metric: tuple[str, float] = ("", math.nan)  # the first one besides the loss
     value: float | None = None  # the best of trainer.monitor
     error: str | None = None
     started: float = 0.0  # time.monotonic()
@@ -136,7 +138,8 @@ def place_job(
         config, text = validated(composed)
     continuation.configs[path] = text
     name = str(path.relative_to(directory))
-    job = Job(name, path, composed, monitor=config["trainer"]["monitor"])
+    job = Job(name, path, composed, monitor=config["trainer"]["monitor"],
+              maximize=bool(maximizes(config)))  # fmt: skip
     if not (path / "run.json").exists():
         notices += changed_references(others, config, composed)
     else:
@@ -261,7 +264,7 @@ def job_return(job: Job, overrides: list[str]) -> JobReturn:
         working_dir=str(job.path),
         status=JobStatus.COMPLETED,
     )
-    worst = math.inf if job.monitor.startswith("loss") else -math.inf
+    worst = -math.inf if job.maximize else math.inf
     if job.value is not None:
         returned.return_value = job.value
     else:

@@ -144,7 +144,7 @@ class Pool:
         except (EOFError, OSError):
             message = self.handle_death(worker, job)
         if message[0] == "progress":
-            job.done, job.loss, job.accuracy = message[1:]
+            job.done, job.loss, job.metric = message[1:]
         elif message[0] == "epoch":
             should_prune = job.done < 1 and self.should_prune(
                 job, message[1], message[2][job.monitor]

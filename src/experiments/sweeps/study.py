@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from experiments.config.compose import validate
+from experiments.config.monitoring import require_mode
 from experiments.config.names import current_target, flatten, format_value
-from experiments.config.schema import ADDED_LATER
+from experiments.config.schema import ADDED_LATER, NEW_OPTIONS, OPTIONAL_ROOTS
 from experiments.directory.identity import differences, identify
 from experiments.directory.paths import display_path
 from experiments.directory.record import COMPLETED, read_record
@@ -64,6 +65,14 @@ class Setting:
             )
         return monitors.pop()
 
+    @property
+    def maximize(self) -> bool:
+        """Whether more of it is better. Raises UsageError if the configs do not say, or if there is
+        more than one.
+        """
+        config = next(iter(self.configs.values()))
+        return require_mode({**config, "trainer.monitor": self.monitor}, "a search")
+
     def differences(self, before: "Setting") -> Iterator[str]:
         """A phrase for each difference to an earlier setting."""
         for key in {**before.space, **self.space}:
@@ -75,7 +84,9 @@ class Setting:
         named = set()
         for label in self.configs:
             old_config, new_config = before.configs.get(label, {}), self.configs[label]
-            added = {key: ADDED_LATER[key] for key in ADDED_LATER if key in new_config}
+            options = {key: value for key, (_, value) in NEW_OPTIONS.items()}
+            implied = {**ADDED_LATER, **dict(flatten(OPTIONAL_ROOTS)), **options}
+            added = {key: implied[key] for key in implied if key in new_config}
             old_config = {**added, **old_config}
             for key in {**old_config, **new_config}:
                 old, new = format_shared(key, old_config), format_shared(key, new_config)
@@ -175,7 +186,7 @@ def open_study(file: Path, setting: Setting, *, seed: int, prune: bool) -> "optu
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    minimize = setting.monitor.startswith("loss")
+    minimize = not setting.maximize
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(file)))
     known = sum(summary.n_trials for summary in optuna.get_all_study_summaries(storage))
     study = optuna.create_study(
@@ -207,6 +218,7 @@ def check_trials(
     found = [identify(config) for config in setting.configs.values()]
     code = {name: digest for now in found for name, digest in now["code"].items()}
     versions = {name: version for now in found for name, version in now["versions"].items()}
+    init = {name: digest for now in found for name, digest in now.get("init", {}).items()}
     data_is_fixed = not any(key.lstrip("+").partition(".")[0] == "data" for key in setting.space)
     read_once = functools.cache(read_data)
     for path in run_directories(directory):
@@ -218,7 +230,7 @@ def check_trials(
             {**record, "code": shared(record.get("code", {}), code),
              "versions": shared(record.get("versions", {}), versions)},
             {"code": shared(code, record.get("code", {})),
-             "versions": shared(versions, record.get("versions", {})), "data": rows},
+             "versions": shared(versions, record.get("versions", {})), "data": rows, "init": init},
         )  # fmt: skip
         if changes:
             raise UsageError(
@@ -263,7 +275,7 @@ def differences_to_trials(study: "optuna.Study", setting: Setting) -> Iterator[s
         json_to_distribution,
     )
 
-    direction = "minimize" if setting.monitor.startswith("loss") else "maximize"
+    direction = "maximize" if setting.maximize else "minimize"
     if study.direction.name.lower() != direction:
         metric = "accuracy/valid" if direction == "minimize" else "loss/valid"
         yield f"trainer.monitor={metric} (now {setting.monitor})"

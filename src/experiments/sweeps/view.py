@@ -110,17 +110,18 @@ class LiveTable:
             title=f"{len(ended)} of {self.total} runs over ({counts_text or 'none yet'}), "
             f"{self.time_left()}"
         )
-        for column in ("", "run", "progress", "loss", "accuracy"):
+        names = list(dict.fromkeys(job.metric[0] for job in running if job.metric[0]))
+        for column in ("", "run", "progress", "loss", ", ".join(names) or "accuracy"):
             table.add_column(column, overflow="fold")
         for job in running:
             bar = ProgressBar(total=1.0, completed=job.done, width=24)
-            table.add_row("", Text(job.name), bar, *map(format_number, (job.loss, job.accuracy)))
+            table.add_row("", Text(job.name), bar, *map(format_number, (job.loss, job.metric[1])))
         table.add_section()
         ranked = sorted(
             (job for job in ended if job.value is not None),
             key=lambda job: (
                 job.monitor,
-                (job.value or 0.0) * (1 if job.monitor.startswith("loss") else -1),
+                (job.value or 0.0) * (-1 if job.maximize else 1),
             ),
         )
         for rank, job in enumerate(ranked[:RANKED], 1):

@@ -47,9 +47,9 @@ atexit.register(gc.freeze)
 def main(parent: Connection, cuda_device: int | None) -> None:
     """Run each composed config that the parent sends, and send back its progress and its end.
 
-    Messages to the parent: ("progress", fraction of the run that is done, loss, accuracy),
-    ("epoch", number of epochs done, metrics of the last one) and ("end", state, best value of
-    trainer.monitor or None, error or None).
+    Messages to the parent: ("progress", fraction of the run that is done, loss, (name of a
+    metric, its value)), ("epoch", number of epochs done, metrics of the last one) and
+    ("end", state, best value of trainer.monitor or None, error or None).
     """
     stdio.protect()
     # they reach the whole process group; the parent handles them and sends SIGTERM
@@ -139,7 +139,7 @@ class ProgressReporter:
 
     def __init__(self, parent: Connection, epochs: int, batches: int) -> None:
         self.parent, self.epochs, self.batches = parent, epochs, batches
-        self.accuracy = math.nan
+        self.metric = ("", math.nan)  # the first one besides the loss
         self._sent = 0.0
 
     def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None:
@@ -149,12 +149,17 @@ class ProgressReporter:
             self._sent = now
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.accuracy = metrics.get("accuracy/valid", math.nan)
+        others = [tag for tag in metrics if tag.endswith("/valid") and tag != "loss/valid"]
+        if others:
+            self.metric = others[0].removesuffix("/valid"), metrics[others[0]]
         self.send(epoch / self.epochs, metrics["loss/train_epoch"])
         self.parent.send(("epoch", epoch, dict(metrics)))
 
     def send(self, done: float, loss: float) -> None:
-        self.parent.send(("progress", done, loss, self.accuracy))
+        self.parent.send(("progress", done, loss, self.metric))
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The table shows the numbers of epochs."""
 
     def close(self) -> None:
         """Does nothing: the pipe is used for the next run."""

@@ -11,11 +11,17 @@ OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
 OF_CLASSES_FUNCTIONS = (functional.cross_entropy, functional.nll_loss)
 
 
-def has_accuracy(outputs: object, targets: object, loss_func: object) -> bool:
+def is_of_classes(loss_func: object) -> bool:
+    """Whether a loss defines that the second dimension of the outputs is that of the classes."""
+    return isinstance(loss_func, OF_CLASSES) or loss_func in OF_CLASSES_FUNCTIONS
+
+
+def has_accuracy(outputs: object, targets: object, *, of_classes: bool) -> bool:
     """Whether the targets are classes, and the outputs have a number for each class.
 
     That is: targets are integers (batch, ...), outputs float (batch, classes, ...) with at least
-    two classes. Where the last dimension could be that of the classes as well, the loss must tell.
+    two classes. Where the last dimension could be that of the classes as well, the loss must tell:
+    of_classes, see `is_of_classes`.
     """
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
         return False
@@ -27,8 +33,7 @@ def has_accuracy(outputs: object, targets: object, loss_func: object) -> bool:
     if targets.shape != (outputs.shape[0], *outputs.shape[2:]):
         return False
     ambiguous = outputs.ndim > 2 and outputs.shape[:-1] == targets.shape
-    told = isinstance(loss_func, OF_CLASSES) or loss_func in OF_CLASSES_FUNCTIONS
-    return told or not ambiguous
+    return of_classes or not ambiguous
 
 
 class Accuracy:
@@ -37,17 +42,19 @@ class Accuracy:
     Targets that equal the loss's `ignore_index` do not count.
     """
 
-    def __init__(self, loss_func: object) -> None:
-        self.loss_func = loss_func
+    higher_is_better = True
+
+    def __init__(self, loss_func: object = None) -> None:
+        self.of_classes = is_of_classes(loss_func)
         self.ignored: Any = getattr(loss_func, "ignore_index", None)
         self.exists: bool | None = None  # unknown before the first batch
         self._correct: list[Tensor] = []
         self._counted: list[int | Tensor] = []
 
-    def add(self, outputs: Any, targets: Tensor) -> None:
+    def update(self, outputs: Any, targets: Any) -> None:
         """Add a batch: outputs as the loss takes them, targets (batch, ...)."""
         if self.exists is None:
-            self.exists = has_accuracy(outputs, targets, self.loss_func)
+            self.exists = has_accuracy(outputs, targets, of_classes=self.of_classes)
         if not self.exists:
             return
         hits = outputs.argmax(1) == targets

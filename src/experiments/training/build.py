@@ -1,6 +1,7 @@
 """Build the parts of an experiment, each from the `_target_` of its config group."""
 
 import functools
+import inspect
 import os
 import sysconfig
 import traceback
@@ -15,6 +16,7 @@ from hydra.utils import instantiate
 import experiments
 from experiments.config.secrets import redact, require
 from experiments.directory.allow_list import allowed, explain_refusal
+from experiments.directory.trust import locate
 from experiments.errors import UsageError
 
 # Errors whose message suffices where torch or this package raised them about a config's values.
@@ -48,6 +50,30 @@ def build(config: dict[str, Any], group: str, *args: Any, **kwargs: Any) -> Any:
         if cause is error:
             raise
         raise cause from None
+
+
+def build_callable(name: str, node: dict[str, Any], **offered: Any) -> Any:
+    """Build a part that is called: an object of a class, or a function with its other arguments.
+
+    The `_target_` of a class is constructed, with those of the offered arguments that it takes; one
+    of a function becomes a partial of it. So neither needs `_partial_`. name: the dotted key.
+    """
+    target = locate(str(node["_target_"]))  # instantiating takes 3 ms
+    if not inspect.isclass(target):
+        if target is not None and node.keys() <= {"_target_", "_partial_"}:
+            return target
+        return build({name: {**node, "_partial_": True}}, name)
+    given = {key: value for key, value in offered.items() if takes(target, key)}
+    return build({name: {**node, "_partial_": bool(given)}}, name, **given)
+
+
+def takes(function: Any, name: str) -> bool:
+    """Whether a function, class or object can be called with a parameter of this name."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of some that are written in C
+        return False
+    return name in parameters
 
 
 def raised_by_user(error: BaseException) -> BaseException | None:

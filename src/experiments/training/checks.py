@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from experiments.data import Data, Split, reads_samples
 from experiments.data.loaders import Batch, BatchRows, select
+from experiments.data.nests import is_tensor, map_tensors
 from experiments.data.scan import Scan
 from experiments.directory.checkpoints import serialize
 from experiments.errors import UsageError
 from experiments.training.means import is_mean_over_rows, target_weights
+from experiments.training.objective import Objective, StepOutput
 from experiments.training.probe import probe
 
 # Rows beside one with a NaN, to find whether a model or a loss can do with it.
@@ -20,18 +22,31 @@ NEIGHBOURS = 4
 COMPARED_ROWS = 64
 
 
-def check_values(
-    config: dict[str, Any], model: nn.Module, loss_func: nn.Module, data: Data
-) -> None:
+class Reader:
+    """Reads batches of some rows of a split, as the training loader collates them, on a device."""
+
+    def __init__(self, loader: Any, device: str) -> None:
+        self.collate, self.device = getattr(loader, "collate", None), device
+
+    def __call__(self, split: Any, rows: list[int]) -> Batch:
+        """The batch of some rows, which shares no memory with the split: rows of a memory-mapped
+        file must not be written to by an in-place layer.
+        """
+        batch = select(split, rows, self.collate)
+        return map_tensors(lambda tensor: tensor.to(self.device), batch)
+
+
+def check_values(config: dict[str, Any], objective: Objective, data: Data, read: Reader) -> None:
     """Raise UsageError for rows that training, validation or the test would stumble over: targets
     that no output stands for, and numbers that are not finite and make the loss so. In the test
     rows alone these are only told. Reads each split once, while it is fingerprinted.
     """
     for name, split in data.splits.items():
         found = data.scans[name]
-        check_targets(config, model, loss_func, name, split, found)
+        if objective.is_supervised:
+            check_targets(objective, name, split, found, read)
         for part, row in found.not_finite.items():
-            if copes(model, loss_func, split, row):
+            if copes(objective, split, row, read):
                 continue
             line = f"data: row {row} of {name} {part} is NaN or infinite"
             if name != "test":
@@ -39,22 +54,16 @@ def check_values(
             print(f"warning: {line}, and so will loss/test be", file=sys.stderr)
 
 
-def check_targets(
-    config: dict[str, Any],
-    model: nn.Module,
-    loss_func: nn.Module,
-    name: str,
-    split: Any,
-    found: Scan,
-) -> None:
+def check_targets(objective: Objective, name: str, split: Any, found: Scan, read: Reader) -> None:
     """Raise UsageError for a target that is no class of torch's cross entropy, or for a split whose
     targets are all ignored.
     """
+    loss_func = objective.loss_func
     of_classes = type(loss_func) in (nn.CrossEntropyLoss, nn.NLLLoss)
     if not of_classes or found.lowest is None or found.highest is None:
         return
     ignored = cast(int, loss_func.ignore_index)
-    logits, _ = evaluated(model, select(split, [0]))
+    logits = evaluated(objective, read(split, [0])).outputs
     classes = logits.shape[1 if logits.ndim > 1 else 0]
     if found.lowest < 0 or found.highest >= classes:
         outside = first_outside(split, found, classes, ignored)
@@ -93,67 +102,62 @@ def first_outside(split: Any, found: Scan, classes: int, ignored: int) -> tuple[
     return row, int(y[row][rows[row]].flatten()[0])
 
 
-def evaluated(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The model's logits for a batch, without a gradient and in evaluation mode, and its targets,
-    on the model's device.
-    """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    xb, yb = (part.to(device) for part in batch)
+def evaluated(objective: Objective, batch: Batch) -> StepOutput:
+    """The step's output for a batch, without a gradient and in evaluation mode."""
     with torch.no_grad():
-        return model.eval()(xb), yb
+        output: StepOutput = objective.eval()(batch)
+        return output
 
 
-def copes(model: nn.Module, loss_func: nn.Module, split: Any, row: int) -> bool:
+def copes(objective: Objective, split: Any, row: int, read: Reader) -> bool:
     """Whether the loss of a row that is not finite, with some others, is finite nevertheless."""
     rows = [row, *(other for other in range(min(NEIGHBOURS, len(split))) if other != row)]
-    logits, yb = evaluated(model, select(split, rows))
-    with torch.no_grad():
-        return bool(loss_func.eval()(logits, yb).isfinite().all())
+    return bool(evaluated(objective, read(split, rows)).loss.isfinite().all())
 
 
-def check_state(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, train: Any) -> bool:
-    """Raise UsageError if model or loss keep state that no checkpoint holds. Returns whether they
-    write to their batch, which then must be a copy.
+def check_state(config: dict[str, Any], objective: Objective, train: Any, read: Reader) -> bool:
+    """Raise UsageError if model, loss or step keep state that no checkpoint holds. Returns whether
+    they write to their batch, which then must be a copy.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    x, y = (part.to(device) for part in select(train, list(range(min(2, len(train))))))
-    parts = {"model": model, "loss": loss_func}
-    check_extra_state(config, parts)
-    found = probe(parts, (x, y))
+    check_extra_state(config, {"model": objective.model, "loss": objective.loss_func})
+    found = probe(objective, read(train, list(range(min(2, len(train))))))
     if found is None:
         return True  # unknown: copies are always right
     if not found.trains_model:
-        check_gradient(config, parts, train, device)
+        check_gradient(config, objective, train, read)
     names = found.evolving or ([] if found.repeatable else found.changed)
     if names:
         name = names[0]
         group = name.partition(".")[0]
+        remedy = "keep it in a tensor with register_buffer, or save it with get_extra_state and "
+        remedy += "set_extra_state"
+        if group == "step" and not isinstance(objective.step, nn.Module):
+            remedy = "keep it in attributes that are numbers, texts, tensors or lists of them, or "
+            remedy += "give the step a state_dict and a load_state_dict"
         raise UsageError(
             f"{group}._target_={config[group]['_target_']}: {name} changes in training and is in "
-            "no checkpoint, so a resumed run would end with other numbers; keep it in a tensor "
-            "with register_buffer, or save it with get_extra_state and set_extra_state"
+            f"no checkpoint, so a resumed run would end with other numbers; {remedy}"
         )
     if not found.repeatable:
-        print(
-            "warning: model or loss: two equal training steps gave different numbers, so resuming "
-            "and reproducing are not exact; draw from random, np.random or torch only",
-            file=sys.stderr,
+        raise UsageError(
+            f"model._target_={config['model']['_target_']}: two equal training steps give other "
+            "numbers, so the model, the loss, the step or an augmentation draws from a generator, "
+            "or reads a clock, that no checkpoint holds; draw from random, np.random or torch"
         )
     return found.writes_input
 
 
-def check_gradient(
-    config: dict[str, Any], parts: dict[str, nn.Module], train: Any, device: torch.device
-) -> None:
+def check_gradient(config: dict[str, Any], objective: Objective, train: Any, read: Reader) -> None:
     """Raise UsageError if the loss of a training batch has no gradient; say if it has one, but not
     with respect to the model. For a loss of which two rows had none: of pairs, say.
     """
-    rows = list(range(min(config["loader"]["batch_size"], len(train))))
-    x, y = (part.to(device) for part in select(train, rows))
-    found = probe(parts, (x, y))
+    found = probe(
+        objective, read(train, list(range(min(config["loader"]["batch_size"], len(train)))))
+    )
     if found is None or found.trains_model:
         return
-    target = f"loss._target_={config['loss']['_target_']}"
+    group = "loss" if objective.is_supervised else "step"
+    target = f"{group}._target_={config[group]['_target_']}"
     remedy = "leave out what cuts the loss off from the model: detach, no_grad, item, argmax"
     if not found.has_gradient:
         raise UsageError(f"{target}: has no gradient, so there is nothing to train; {remedy}")
@@ -161,24 +165,21 @@ def check_gradient(
 
 
 def check_last_batch(
-    config: dict[str, Any], model: nn.Module, loss_func: nn.Module, train: Any, loader: Any
+    config: dict[str, Any], objective: Objective, train: Any, loader: Any, read: Reader
 ) -> None:
     """Raise UsageError if the last batch of an epoch has one row and the model cannot train on one,
     as with BatchNorm, though it can on two.
     """
     rows = getattr(loader, "rows", None)
-    if not isinstance(rows, BatchRows) or len(train) < 2:
+    if not isinstance(rows, BatchRows) or rows.rows < 2 or len(train) < 2:
         return
     size = rows.batch_size
-    last = 0 if rows.drop_last and size > 1 else len(train) % size
+    last = 0 if rows.drop_last and size > 1 else rows.rows % size
     if last != 1 and size != 1:
         return
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    pair = [part.to(device) for part in select(train, [0, 1])]
-    parts = {"model": model, "loss": loss_func}
-    if probe(parts, (pair[0], pair[1])) and not probe(parts, (pair[0][:1], pair[1][:1])):
+    if probe(objective, read(train, [0, 1])) and not probe(objective, read(train, [0])):
         raise UsageError(
-            f"loader.batch_size={size}: {len(train)} rows leave a last batch of one row, "
+            f"loader.batch_size={size}: {rows.rows} rows leave a last batch of one row, "
             "and the model cannot train on one (BatchNorm needs two); use loader.drop_last=true or "
             "another batch size"
         )
@@ -199,19 +200,27 @@ def check_extra_state(config: dict[str, Any], parts: dict[str, nn.Module]) -> No
                 ) from None
 
 
-def report_mean(config: dict[str, Any], model: nn.Module, loss_func: nn.Module, train: Any) -> None:
-    """Say that means over batches are by rows if the loss is no mean over the rows of a batch."""
-    if target_weights(loss_func) is not None or len(train) < 3:
+def report_mean(config: dict[str, Any], objective: Objective, train: Any, read: Reader) -> None:
+    """Say that means over batches are by rows if the loss is no mean over the rows of a batch, and
+    the step does not say how much a batch counts.
+    """
+    if len(train) < 3 or (
+        objective.is_supervised and target_weights(objective.loss_func) is not None
+    ):
         return
-    batches = [evaluated(model, select(train, rows)) for rows in compared_rows(train)]
+    objective.eval()
     try:
-        even = all(is_mean_over_rows(loss_func.eval(), *batch) for batch in batches)
+        batches = [read(train, rows) for rows in compared_rows(train)]
+        if any(evaluated(objective, batch).weight is not None for batch in batches):
+            return
+        even = all(is_mean_over_rows(objective, batch) for batch in batches)
     except Exception:  # the loss needs a whole batch, say
         return
     if not even:
+        group = "loss" if objective.is_supervised else "step"
         print(
-            f"warning: loss._target_={config['loss']['_target_']}: the loss of a batch is not the "
-            "mean of its rows' losses; means over batches (loss/train, loss/valid, loss/test, "
+            f"warning: {group}._target_={config[group]['_target_']}: the loss of a batch is not "
+            "the mean of its rows' losses; means over batches (loss/train, loss/valid, loss/test, "
             "trainer.accumulate) count each batch by its rows",
             file=sys.stderr,
         )
@@ -222,15 +231,17 @@ def compared_rows(split: Any) -> list[list[int]]:
     the lowest and the highest target, which it may ignore, between the first and the last.
     """
     rows = {row * len(split) // COMPARED_ROWS for row in range(COMPARED_ROWS)}
-    if reads_samples(split) or split.block is not None:
+    if reads_samples(split) or split.block is not None or not is_tensor(split.y):
         return [sorted(rows)]
     targets = split.y.reshape(len(split), -1)
     extremes = {int(targets.amin(1).argmin()), int(targets.amax(1).argmax())}
     return [sorted(rows), sorted({0, len(split) - 1} | extremes)]
 
 
-def mismatch_remedy(loss_func: nn.Module, x: Tensor, y: Tensor, logits: Tensor | None) -> str:
+def mismatch_remedy(loss_func: nn.Module, x: Any, y: Any, logits: Any) -> str:
     """What to change so that model, loss and data fit together, as dtypes and shapes tell."""
+    if not (is_tensor(x) and is_tensor(y) and (logits is None or is_tensor(logits))):
+        return "change the model, the loss or data"
     if logits is None:
         if x.dtype != torch.float32:
             return f"x is {x.dtype}: make it float32 with x.float(), or change the model"

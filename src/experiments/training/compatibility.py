@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer, SparseAdam
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
+from experiments.data.nests import describe, map_tensors, row_count, tensors_of
 from experiments.errors import UsageError
-from experiments.training.accuracy import OF_CLASSES, has_accuracy
+from experiments.training.accuracy import OF_CLASSES
 
 # torch's losses that compare outputs and targets element by element, and broadcast them
 ELEMENTWISE = (
@@ -49,7 +49,7 @@ def check_parameters(config: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def check_outputs(
-    config: Mapping[str, Any], loss_func: nn.Module, outputs: Any, targets: Tensor
+    config: Mapping[str, Any], loss_func: nn.Module, outputs: Any, targets: Any
 ) -> None:
     """Raise UsageError if one of torch's losses does not take the model's outputs and the targets
     as they are; say if it broadcasts them row by row.
@@ -61,6 +61,11 @@ def check_outputs(
         raise UsageError(
             f"{model}: returns a {type(outputs).__name__}, and {loss} takes one tensor; return "
             "one, or use a loss of your own"
+        )
+    if not isinstance(targets, Tensor):
+        raise UsageError(
+            f"{loss}: takes one tensor of targets, and the data's y is {describe(targets)}; use a "
+            "loss or a step of your own"
         )
     weight: Any = getattr(loss_func, "weight", None)
     weighted = isinstance(loss_func, OF_CLASSES) and weight is not None and outputs.ndim > 1
@@ -91,7 +96,7 @@ def shape_remedy(outputs: Tensor) -> str:
     return "make the shape of the targets that of the outputs, or choose another loss"
 
 
-def check_loss(config: Mapping[str, Any], value: object) -> None:
+def check_loss(config: Mapping[str, Any], value: object, group: str = "loss") -> None:
     """Raise UsageError if a loss is not one number."""
     if isinstance(value, Tensor) and value.ndim == 0:
         return
@@ -100,35 +105,22 @@ def check_loss(config: Mapping[str, Any], value: object) -> None:
         if isinstance(value, Tensor)
         else f"a {type(value).__name__}"
     )
-    reduction = config["loss"].get("reduction")
+    reduction = config[group].get("reduction")
     remedy = "use loss.reduction=mean" if reduction == "none" else "return their mean, a tensor ()"
-    raise UsageError(f"{target_of(config, 'loss')}: returns {found} for a batch; {remedy}")
-
-
-def check_monitor(
-    config: Mapping[str, Any], loss_func: object, outputs: Any, targets: Tensor
-) -> None:
-    """Raise UsageError if the monitored number is an accuracy and there is none."""
-    monitor = config["trainer"]["monitor"]
-    if monitor.startswith("accuracy") and not has_accuracy(outputs, targets, loss_func):
-        shape = shape_of(outputs) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise UsageError(
-            f"trainer.monitor={monitor}: outputs {shape} and {targets.dtype} targets "
-            f"{shape_of(targets)} have no accuracy; use trainer.monitor=loss/valid"
-        )
+    raise UsageError(f"{target_of(config, group)}: returns {found} for a batch; {remedy}")
 
 
 def report_broadcast(
-    config: Mapping[str, Any], loss_func: nn.Module, outputs: Any, targets: Tensor
+    config: Mapping[str, Any], loss_func: nn.Module, outputs: Any, targets: Any
 ) -> None:
     """Say if a loss of one's own compares each row's output with all rows' targets, as (rows, 1)
     against (rows,) does. The rows are repeated until their number shows in a shape.
     """
     if type(loss_func).__module__ == nn.MSELoss.__module__:
         return
-    sizes = {*targets.shape[1:], *(outputs.shape[1:] if isinstance(outputs, Tensor) else ())}
+    sizes = {size for part in tensors_of((outputs, targets)) for size in part.shape[1:]}
     rows = next(n for n in count(7) if n not in sizes)
-    given = len(targets)
+    given = row_count(targets)
 
     def repeated(part: Any) -> Any:
         if not isinstance(part, Tensor) or part.ndim == 0 or len(part) != given:
@@ -138,7 +130,7 @@ def report_broadcast(
     watch = BroadcastWatch(rows)
     try:
         with torch.no_grad(), watch:
-            loss_func(tree_map(repeated, outputs), repeated(targets))
+            loss_func(map_tensors(repeated, outputs), map_tensors(repeated, targets))
     except Exception:  # the loss does not take this number of rows
         return
     if watch.found:

@@ -1,48 +1,38 @@
-"""The training loop: loss_batch, evaluate, fit."""
+"""The training loop: take steps, validate, save."""
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import islice
-from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from experiments.data.loaders import Batch, Loader
+from experiments.data.loaders import Loader
 from experiments.errors import Interrupted
-from experiments.training.accuracy import Accuracy
-from experiments.training.determinism import global_state, restore_global_state
+from experiments.training.evaluation import Metric, evaluate
 from experiments.training.frozen import restore_buffers, save_buffers
-from experiments.training.means import Weigh, evaluation_weights, mean_loss
+from experiments.training.objective import Objective
 from experiments.training.progress import Progress
-from experiments.training.train_log import Metrics, State, StepResult, TrainLog, check_finite
-
-LossFunc = Callable[[Tensor, Tensor], Tensor]
-
-
-class Scheduler(Protocol):
-    """Changes the learning rate; stepped after each optimizer step."""
-
-    def step(self) -> None: ...
-
-
-class Steps(Protocol):
-    """The optimizer steps of an epoch; `len` is the number of its batches."""
-
-    def __len__(self) -> int: ...
-    def take(self, epoch: int, start: int) -> Iterator[StepResult]: ...
+from experiments.training.steps import Steps
+from experiments.training.steps import loss_batch as loss_batch  # what a step does, as a tutorial
+from experiments.training.train_log import Metrics, State, TrainLog, check_finite
 
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How long to train, how often to log, and which metric decides what is best."""
+    """How long to train, how often to log and to validate, and what decides which weights are best.
 
-    epochs: int
+    Training ends after `epochs` epochs or `steps` optimizer steps, whichever comes first.
+
+    evaluate_every: optimizer steps between two validations; None: one at each epoch's end
+    maximize: whether a larger value of `monitor` is better
+    """
+
+    epochs: float = math.inf
+    steps: float = math.inf
     log_every: int = 100  # optimizer steps
+    evaluate_every: int | None = None
     monitor: str = "loss/valid"
+    maximize: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,13 +41,16 @@ class Callbacks:
 
     log(step, epoch from 1, metrics): `loss/train` and `lr` every `log_every` steps, with `lr/1`
         and so on for the further parameter groups whose rates differ from the first one's;
-        `loss/train_epoch`, `loss/valid`, `accuracy/valid` if there is one, and `throughput` at each
-        epoch's end.
-    save(state, whether it is the best so far): at each epoch's end, when `checkpoint_due(last step,
-        number of steps in the last result)` is true, and when `stop_signal` returns a signal's
-        number, which is asked once a step.
+        `loss/train_epoch` and `throughput` at each epoch's end, `loss/valid` and the metrics at
+        each validation. What a step names besides its loss is logged like it.
+    save(state, whether it is the best so far): after each validation and at each epoch's end, when
+        `checkpoint_due(last step, number of steps in the last result)` is true, and when
+        `stop_signal` returns a signal's number, which is asked once a step.
     stop_evaluation: the same within a validation, asked once a batch.
-    end_epoch(the epoch's monitored number): at each epoch's end, before `save`.
+    after_step: after each result of one or more steps.
+    evaluated_weights: a context in which the model has the weights that are validated.
+    validated(the validation's metrics): returns why training is to end, or None.
+    end_epoch: at each epoch's end, before `save`.
     """
 
     log: Callable[[int, int, Metrics], None]
@@ -66,222 +59,181 @@ class Callbacks:
     checkpoint_due: Callable[[int, int], bool] = lambda step, step_count: False
     stop_signal: Callable[[], int | None] = lambda: None
     stop_evaluation: Callable[[], int | None] = lambda: None
-    end_epoch: Callable[[float], None] = lambda monitored: None
-
-
-def loss_batch(
-    model: nn.Module,
-    loss_func: LossFunc,
-    xb: Tensor,
-    yb: Tensor,
-    opt: Optimizer | None = None,
-) -> tuple[Tensor, int]:
-    """The mean loss of a batch, float32 (), and its number of rows; with `opt`, also take a step.
-
-    xb: (batch, ...), yb: (batch, ...)
-    """
-    loss = loss_func(model(xb), yb)
-    if opt is not None:
-        loss.backward()
-        opt.step()
-        opt.zero_grad()
-    return loss.detach(), len(xb)
-
-
-def accumulate(
-    model: nn.Module,
-    loss_func: LossFunc,
-    batches: list[Batch],
-    opt: Optimizer,
-    weights: list[float] | None = None,
-) -> tuple[Tensor, int]:
-    """One step with the gradient accumulated over several batches: loss and gradient are the mean
-    over all their rows, while only one batch's activations are in memory at a time.
-
-    weights: how much the loss of each batch counts in the mean; None: by its rows. The loss of a
-        batch that counts 0 is not computed, since it would be 0 / 0: its gradient is zero.
-    """
-    rows = sum(len(xb) for xb, _ in batches)
-    counts: list[float] = [len(xb) for xb, _ in batches] if weights is None else weights
-    count = sum(counts)
-    total = torch.zeros((), device=batches[0][0].device)
-    for (xb, yb), part in zip(batches, counts, strict=True):
-        logits = model(xb)
-        loss = loss_func(logits, yb) * (part / count) if part else logits.sum() * 0
-        loss.backward()
-        total += loss.detach()
-    opt.step()
-    opt.zero_grad()
-    return total, rows
+    after_step: Callable[[], None] = lambda: None
+    evaluated_weights: Callable[[], AbstractContextManager[None]] = nullcontext
+    validated: Callable[[Metrics], str | None] = lambda metrics: None
+    end_epoch: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
-class EagerSteps:
-    """One step per `accumulated` batches of a loader; the last of an epoch may have fewer.
+class Validation:
+    """What the validation split is evaluated with: its loader, and the metrics by name."""
 
-    weigh: how much the loss of a batch counts, from its targets; None: by its rows
-    """
-
-    model: nn.Module
-    loss_func: LossFunc
-    opt: Optimizer
-    scheduler: Scheduler
     loader: Loader
-    accumulated: int = 1
-    weigh: Weigh | None = None
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def take(self, epoch: int, start: int) -> Iterator[StepResult]:
-        """Take the steps of an epoch, from batch number `start` on."""
-        batches = self.loader.batches(epoch, start)
-        while group := list(islice(batches, self.accumulated)):
-            yield self.step(group)
-
-    def step(self, batches: list[Batch]) -> StepResult:
-        """One optimizer step on some batches, then one scheduler step."""
-        lr, *group_lrs = [group["lr"] for group in self.opt.param_groups]
-        weights = None
-        if self.weigh is not None:
-            weights = torch.stack([self.weigh(yb) for _, yb in batches])
-            loss, rows = accumulate(self.model, self.loss_func, batches, self.opt, weights.tolist())
-            weights = weights.sum()
-        elif len(batches) == 1:
-            loss, rows = loss_batch(self.model, self.loss_func, *batches[0], self.opt)
-        else:
-            loss, rows = accumulate(self.model, self.loss_func, batches, self.opt)
-        self.scheduler.step()
-        return StepResult(loss, [lr], rows, len(batches), weights, group_lrs)
-
-
-@torch.no_grad()
-def evaluate(
-    model: nn.Module,
-    loss_func: LossFunc,
-    loader: Loader,
-    stop_signal: Callable[[], int | None] = lambda: None,
-) -> tuple[float, float | None]:
-    """The mean loss over all rows, each batch weighted by its size, or as the loss weighs its
-    targets (NaN if no target counts), and the fraction of targets whose class has the largest
-    logit; None where outputs and targets have no accuracy. Raises Interrupted after a signal.
-    """
-    model.eval()
-    if isinstance(loss_func, nn.Module):
-        loss_func.eval()
-    losses, sizes, accuracy = [], [], Accuracy(loss_func)
-    weigh, weights = evaluation_weights(loss_func, loader), []
-
-    def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
-        accuracy.add(logits, targets)
-        return loss_func(logits, targets)
-
-    for xb, yb in loader.batches():
-        loss, size = loss_batch(model, count_correct, xb, yb)
-        losses.append(loss)
-        sizes.append(size)
-        if weigh is not None:
-            weights.append(weigh(yb))
-        if signal_number := stop_signal():
-            raise Interrupted(signal_number)
-    # one transfer from the device, summed in double precision
-    mean = mean_loss(
-        torch.stack(losses).tolist(), sizes, torch.stack(weights).tolist() if weights else []
-    )
-    return mean, accuracy.compute()
-
-
-def as_metrics(split: str, loss: float, accuracy: float | None) -> Metrics:
-    """What `evaluate` returned for a split, by tag."""
-    return {f"loss/{split}": loss} | ({} if accuracy is None else {f"accuracy/{split}": accuracy})
+    metrics: Mapping[str, Metric]
 
 
 def fit(
-    model: nn.Module,
-    loss_func: LossFunc,
+    objective: Objective,
     steps: Steps,
-    valid_loader: Loader,
+    validation: Validation,
     state: State,
     options: FitOptions,
     callbacks: Callbacks,
 ) -> Metrics:
-    """Train from `state` until `options.epochs` epochs are done; returns the best metrics.
+    """Train from `state` until all epochs or steps are done; returns the best metrics.
 
     Raises Interrupted after a signal, Diverged if a logged loss is not finite.
     """
-    train_log = TrainLog(state, callbacks.log, options.log_every)
-    while state.epoch < options.epochs:
-        started, rows_before = time.perf_counter(), state.epoch_rows + state.rows
-        model.train()
-        if isinstance(loss_func, nn.Module):
-            loss_func.train()
-        for result in steps.take(state.epoch, state.batch):
-            step_count = len(result.lrs)
-            state.step += step_count
-            state.batch += step_count * result.batches
-            callbacks.progress.advance(
-                state.epoch + 1, state.batch, step_count * result.rows, result.losses
-            )
-            train_log.add(result)
-            signal_number = callbacks.stop_signal()
-            in_epoch = state.batch < len(steps)
-            if signal_number or (in_epoch and callbacks.checkpoint_due(state.step, step_count)):
-                train_log.read()
-                callbacks.save(state, False)
-            if signal_number:
-                raise Interrupted(signal_number)
-        train_log.end_epoch()
-        seconds = time.perf_counter() - started
-        throughput = (state.epoch_rows - rows_before) / seconds
-        valid = validate(model, loss_func, valid_loader, state, callbacks)
-        end_epoch(state, valid, throughput, options, callbacks)
+    train_log, throughput = TrainLog(state, callbacks.log, options.log_every), Throughput(state)
+    while not is_done(state, options):
+        with throughput:
+            epoch_over = take_steps(objective, steps, state, options, callbacks, train_log)
+        valid: Metrics = {}
+        if evaluation_due(state, options) or (epoch_over and evaluates_at_end(state, options)):
+            valid = validate(objective, validation, state, callbacks)
+        end_steps(state, valid, epoch_over, throughput, options, callbacks)
     return state.best
 
 
+def is_done(state: State, options: FitOptions) -> bool:
+    """Whether training is over; with its last validation, which ends an epoch."""
+    steps_done = state.step >= options.steps and state.batch == 0
+    return steps_done or state.epoch >= options.epochs or state.stopped is not None
+
+
+def take_steps(
+    objective: Objective,
+    steps: Steps,
+    state: State,
+    options: FitOptions,
+    callbacks: Callbacks,
+    train_log: TrainLog,
+) -> bool:
+    """Train until a validation is due or the epoch is over; returns whether it is over."""
+    objective.train()
+    limit, taken = steps_until_stop(state, options), 0
+    for result in steps.take(state.epoch, state.batch, limit):
+        step_count = len(result.lrs)
+        taken += step_count
+        state.step += step_count
+        state.batch += step_count * result.batches
+        callbacks.progress.advance(
+            state.epoch + 1, state.batch, step_count * result.rows, result.losses
+        )
+        callbacks.after_step()
+        train_log.add(result)
+        signal_number = callbacks.stop_signal()
+        stops = taken == limit or state.batch >= len(steps)
+        if signal_number or (not stops and callbacks.checkpoint_due(state.step, step_count)):
+            train_log.read()
+            callbacks.save(state, False)
+        if signal_number:
+            raise Interrupted(signal_number)
+    over = taken != limit or state.batch >= len(steps) or state.step >= options.steps
+    if over:
+        train_log.end_epoch()
+    else:
+        train_log.read()
+    return over
+
+
+def steps_until_stop(state: State, options: FitOptions) -> int | None:
+    """The steps until a validation is due or training is over; None: not in this epoch."""
+    stops = [] if options.steps == math.inf else [max(0, int(options.steps) - state.step)]
+    if options.evaluate_every is not None:
+        since = state.step % options.evaluate_every
+        stops.append(0 if evaluation_due(state, options) else options.evaluate_every - since)
+    return min(stops, default=None)
+
+
+def evaluation_due(state: State, options: FitOptions) -> bool:
+    """Whether a validation is due after the last step, besides those at the ends of epochs."""
+    if options.evaluate_every is None or state.evaluated == state.step:
+        return False
+    return state.step > 0 and state.step % options.evaluate_every == 0
+
+
+def evaluates_at_end(state: State, options: FitOptions) -> bool:
+    """Whether there is a validation at the end of this epoch: of each, or of the last one."""
+    last = state.epoch + 1 >= options.epochs or state.step >= options.steps
+    return state.evaluated != state.step and (options.evaluate_every is None or last)
+
+
 def validate(
-    model: nn.Module, loss_func: LossFunc, loader: Loader, state: State, callbacks: Callbacks
+    objective: Objective, validation: Validation, state: State, callbacks: Callbacks
 ) -> Metrics:
     """The metrics of the validation split. After a signal, saves the state before the validation,
     which a resumed run repeats, and raises Interrupted.
     """
-    random_state = global_state()
     # some count or average in evaluation, too
-    buffers = save_buffers(model, loss_func)
+    buffers = save_buffers(objective)
     try:
-        results = evaluate(model, loss_func, loader, callbacks.stop_evaluation)
+        with callbacks.evaluated_weights():
+            return evaluate(
+                objective, validation.loader, validation.metrics, "valid", callbacks.stop_evaluation
+            )
     except Interrupted:
-        restore_global_state(*random_state)
         restore_buffers(buffers)
         callbacks.save(state, False)
         raise
-    return as_metrics("valid", *results)
 
 
-def end_epoch(
-    state: State, valid: Metrics, throughput: float, options: FitOptions, callbacks: Callbacks
+def end_steps(
+    state: State,
+    valid: Metrics,
+    epoch_over: bool,
+    throughput: "Throughput",
+    options: FitOptions,
+    callbacks: Callbacks,
 ) -> None:
-    """Update the state, log the metrics and save. Raises Diverged if the loss is not finite.
+    """Update the state after a validation or an epoch, log the metrics and save.
 
-    throughput: rows trained on per second.
+    valid: the validation's metrics; empty if there was none. Raises Diverged if its loss is not
+    finite.
     """
-    train_loss = state.epoch_loss / state.epoch_weight if state.epoch_weight else math.nan
-    metrics = {"loss/train_epoch": train_loss, **valid}
-    state.epoch, state.batch = state.epoch + 1, 0
-    state.epoch_loss, state.epoch_rows, state.epoch_weight = 0.0, 0, 0.0
-    callbacks.log(state.step, state.epoch, metrics)
-    # on a separate line, since it differs between runs
-    callbacks.log(state.step, state.epoch, {"throughput": throughput})
-    check_finite("loss/valid", valid["loss/valid"], state.step)
-    state.last = {**valid, "epoch": state.epoch, "step": state.step}
-    monitor = options.monitor
-    better = not state.best or improves(monitor, state.last[monitor], state.best[monitor])
-    if better:
-        state.best = state.last
-    callbacks.end_epoch(state.last[monitor])
+    metrics, rate = valid, throughput.rows_per_second()
+    if epoch_over:
+        metrics = {**state.end_epoch(), **valid}
+        throughput.restart()
+    epoch = state.epoch + (not epoch_over)  # from 1
+    callbacks.log(state.step, epoch, metrics)
+    if epoch_over:
+        # on a separate line, since it differs between runs
+        callbacks.log(state.step, epoch, {"throughput": rate})
+    better = bool(valid) and state.validated(valid, epoch, options.monitor, options.maximize)
+    if valid:
+        check_finite("loss/valid", valid["loss/valid"], state.step)
+        state.stopped = callbacks.validated(valid)
+    if epoch_over:
+        callbacks.end_epoch()
     callbacks.save(state, better)
-    callbacks.progress.epoch_end(state.epoch, {**metrics, "throughput": throughput})
+    if epoch_over:
+        shown = {**state.last, **metrics, "throughput": rate}
+        callbacks.progress.epoch_end(state.epoch, shown)
+    else:
+        callbacks.progress.validated(state.step, valid)
 
 
-def improves(monitor: str, value: float, best: float) -> bool:
-    """Whether a metric is strictly better than the best so far."""
-    return value < best if monitor.startswith("loss") else value > best
+class Throughput:
+    """The rows per second of the training in an epoch, without its validations."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin with an epoch, or in the middle of one, where a run is resumed."""
+        self.rows, self.seconds = self.state.epoch_rows + self.state.rows, 0.0
+        self.now = self.rows
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds += time.perf_counter() - self.started
+        self.now = self.state.epoch_rows + self.state.rows
+
+    def rows_per_second(self) -> float:
+        """Rows per second so far."""
+        return (self.now - self.rows) / self.seconds

@@ -34,6 +34,9 @@ class LazyDynamo(ModuleType):
         return fn
 
     def __getattr__(self, attribute: str) -> Any:
+        # inspect asks every module for its __file__, also while torch is still importing
+        if attribute.startswith("__") and attribute not in ("__path__", "__all__"):
+            raise AttributeError(attribute)
         if sys.modules.get(DYNAMO) is self:
             del sys.modules[DYNAMO]
             del torch._dynamo

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from experiments.data.loaders import Loader, TensorLoader
+from experiments.data.nests import map_tensors, row_count
+from experiments.data.samples import preserved_generators, seed_generators
 from experiments.data.scan import Scan
+from experiments.training.objective import Objective, StepOutput
 
 Weigh = Callable[[Tensor], Tensor]
 
@@ -38,12 +41,15 @@ def target_weights(loss_func: Any) -> Weigh | None:
     return weigh
 
 
-def evaluation_weights(loss_func: Any, loader: Loader) -> Weigh | None:
-    """`target_weights` if the loss may not weigh all rows of a loader alike, else None."""
-    weigh = target_weights(loss_func)
+def evaluation_weights(objective: Objective, loader: Loader) -> Weigh | None:
+    """`target_weights` if the loss may not weigh all rows of a loader alike, else None. A step of
+    one's own gives the weight of a batch itself.
+    """
+    loss_func: Any = objective.loss_func
+    weigh = target_weights(loss_func) if objective.is_supervised else None
     if weigh is not None and type(loader) is TensorLoader and loader.split.block is None:
-        even = loss_func.weight is None and not (loader.y == loss_func.ignore_index).any()
-        return None if even else weigh
+        ignored = (loader.split.y == loss_func.ignore_index).any()
+        return None if loss_func.weight is None and not ignored else weigh
     return weigh
 
 
@@ -62,25 +68,34 @@ def mean_loss(losses: list[float], sizes: list[int], weights: list[float]) -> fl
     return sum(weighted) / sum(counts) if sum(counts) else math.nan
 
 
-def step_weights(loss_func: Any, train: Scan) -> Weigh | None:
+def step_weights(objective: Objective, train: Scan) -> Weigh | None:
     """`target_weights` if the loss does not weigh all rows of the training split alike, else None:
     then a batch counts by its rows, which takes no time in a step.
     """
-    weigh = target_weights(loss_func)
+    loss_func: Any = objective.loss_func
+    weigh = target_weights(loss_func) if objective.is_supervised else None
     if weigh is None or train.lowest is None:
         return None
     uneven = loss_func.weight is not None or train.may_contain(loss_func.ignore_index)
     return weigh if uneven else None
 
 
-def is_mean_over_rows(loss_func: Any, logits: Tensor, targets: Tensor) -> bool:
-    """Whether the loss of some rows is the mean of its parts' losses, weighted by their rows.
+def is_mean_over_rows(objective: Objective, batch: Any) -> bool:
+    """Whether the loss of a batch is the mean of its parts' losses, weighted by their rows.
 
-    logits: (rows, ...), targets: (rows, ...), at least two rows
+    batch: at least two rows
     """
-    part = max(1, len(targets) // 3)
-    with torch.no_grad():
-        whole = loss_func(logits, targets)
-        first, rest = (loss_func(logits[s], targets[s]) for s in (slice(part), slice(part, None)))
-        mean = (first * part + rest * (len(targets) - part)) / len(targets)
+    rows = row_count(batch)
+    part = max(1, rows // 3)
+
+    def loss(first: int, last: int, seed: int = 0) -> Tensor:
+        seed_generators(seed)
+        output: StepOutput = objective(map_tensors(lambda t: t[first:last], batch))
+        return output.loss
+
+    with torch.no_grad(), preserved_generators():
+        whole, first, rest = loss(0, rows), loss(0, part), loss(part, rows)
+        if not torch.equal(whole, loss(0, rows, seed=1)):
+            return True  # it draws, so the parts differ for that alone
+        mean = (first * part + rest * (rows - part)) / rows
     return torch.allclose(whole, mean, rtol=1e-3, atol=1e-6, equal_nan=True)

@@ -7,7 +7,7 @@ changing, or as another loss the second time.
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,11 @@ from torch import Tensor, nn
 
 from experiments.data.checks import same_bits
 from experiments.data.loaders import Batch
+from experiments.data.nests import map_tensors, tensors_of
 from experiments.data.samples import preserved_generators, seed_generators
 from experiments.training.frozen import copied, frozen, restore_buffers, save_buffers
+from experiments.training.objective import Objective
+from experiments.training.own_state import OwnState
 
 # Attributes that every module has; its tensors and submodules are looked at by themselves.
 INTERNAL = frozenset(vars(nn.Module()))
@@ -44,20 +47,19 @@ class Findings:
     trains_model: bool
 
 
-def probe(parts: Mapping[str, nn.Module], batch: Batch) -> Findings | None:
-    """Try two equal steps of the parts `model` and `loss` on a batch; None if a step raises, which
-    training itself will show. Weights, buffers, attributes and generators are put back.
+def probe(objective: Objective, batch: Batch) -> Findings | None:
+    """Try two equal steps on a batch; None if a step raises, which training itself will show.
+    Weights, buffers, attributes and generators are put back.
     """
-    modules = [(name, module) for name, part in parts.items() for name, module in named(name, part)]
-    snapshot = Snapshot(modules)
+    snapshot = Snapshot(objective)
     try:
         with preserved_generators():
-            one = step(parts, batch)
+            one = step(objective, batch)
             first = snapshot.attributes()
             snapshot.restore_checkpointed()
-            again = step(parts, batch)
+            again = step(objective, batch)
             second = snapshot.attributes()
-            wrote = one.wrote or writes_in_evaluation(parts, batch)
+            wrote = one.wrote or writes_in_evaluation(objective, batch)
     except Exception:
         return None
     finally:
@@ -99,33 +101,39 @@ class Step:
     trains_model: bool
 
 
-def step(parts: Mapping[str, nn.Module], batch: Batch) -> Step:
-    """Compute the loss of a batch and its gradients, with the draws of one seed."""
-    model, loss_func = parts["model"].train(), parts["loss"].train()
+def step(objective: Objective, batch: Batch) -> Step:
+    """Compute the loss of a batch and its gradients, with the draws of one seed. A manual step
+    takes its own optimizer steps.
+    """
+    objective.train()
     seed_generators(0)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
-    xb, yb = (part.clone() for part in batch)
-    loss = loss_func(model(xb), yb)
-    parameters = [p for part in parts.values() for p in part.parameters() if p.requires_grad]
-    of_model = sum(p.requires_grad for p in model.parameters())
+    own = map_tensors(torch.clone, batch)
+    if objective.is_manual:
+        output = objective.update(objective.augmented(own))
+        weights = [p.detach().sum() for p in objective.parameters()]
+        return Step([output.loss.detach(), *weights], was_written(own, batch), True, True)
+    loss = objective(objective.augmented(own)).loss
+    parameters = [p for p in objective.parameters() if p.requires_grad]
+    of_model = sum(p.requires_grad for p in objective.model.parameters())
     grads: tuple[Tensor | None, ...] = ()
     if loss.requires_grad:
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
     return Step(
         [loss.detach(), *(grad.sum() for grad in grads if grad is not None)],
-        was_written((xb, yb), batch),
+        was_written(own, batch),
         loss.requires_grad,
         any(grad is not None for grad in grads[:of_model]),
     )
 
 
 @torch.no_grad()
-def writes_in_evaluation(parts: Mapping[str, nn.Module], batch: Batch) -> bool:
+def writes_in_evaluation(objective: Objective, batch: Batch) -> bool:
     """Whether model or loss write to their batch in evaluation mode."""
-    xb, yb = (part.clone() for part in batch)
-    parts["loss"].eval()(parts["model"].eval()(xb), yb)
-    return was_written((xb, yb), batch)
+    own = map_tensors(torch.clone, batch)
+    objective.eval()(own)
+    return was_written(own, batch)
 
 
 def was_written(clones: Batch, batch: Batch) -> bool:
@@ -134,14 +142,19 @@ def was_written(clones: Batch, batch: Batch) -> bool:
     """
     return any(
         clone._version > 0 or not same_bits(clone, part)
-        for clone, part in zip(clones, batch, strict=True)
+        for clone, part in zip(tensors_of(clones), tensors_of(batch), strict=True)
     )
 
 
 class Snapshot:
-    """The state of some modules: tensors, mode and plain attributes, to compare and restore."""
+    """The state of an objective's modules: tensors, mode and plain attributes, to compare and to
+    restore; and of an object that is its step.
+    """
 
-    def __init__(self, modules: list[tuple[str, nn.Module]]) -> None:
+    def __init__(self, objective: Objective) -> None:
+        self.owned = OwnState(objective.step)
+        parts = {"model": objective.model, "loss": objective.loss_func, **self.owned.modules}
+        modules = [found for name, part in parts.items() for found in named(name, part)]
         self.modules = modules
         self.frozen = self.attributes()
         self.values = [
@@ -177,17 +190,19 @@ class Snapshot:
                 found[f"{path}.{name}"] = frozen(value)
             for name in module._non_persistent_buffers_set:
                 found[f"{path}.{name}"] = frozen(module._buffers.get(name))
-        return found
+        return found | self.owned.attributes()
 
     @torch.no_grad()
     def restore_checkpointed(self) -> None:
         """Restore what a checkpoint holds, as resuming does: tensors and extra state."""
         self.restore_tensors(lambda persistent: persistent)
+        self.owned.restore_checkpointed()
 
     @torch.no_grad()
     def restore(self) -> None:
         """Restore everything."""
         self.restore_tensors(lambda persistent: True)
+        self.owned.restore()
         for hooks, before in self.hooks:
             for key in [key for key in hooks if key not in before]:
                 del hooks[key]

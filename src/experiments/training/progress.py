@@ -16,21 +16,34 @@ class Progress(Protocol):
 
     def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None: ...
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None: ...
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
+
+
+MAX_METRICS = 3  # of a line
 
 
 def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
     """The metrics of one epoch in a line that fits a narrow terminal."""
     return (
         f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss/train {metrics['loss/train_epoch']:.4f}  "
-        f"loss/valid {metrics['loss/valid']:.4f}  {accuracy_text(metrics)}"
+        f"loss/valid {metrics['loss/valid']:.4f}  {metrics_text(metrics)}"
         f"{metrics['throughput']:,.0f} rows/s"
     )
 
 
-def accuracy_text(metrics: Mapping[str, float]) -> str:
-    """The validation accuracy as a part of a line; nothing if there is none."""
-    return f"accuracy {metrics['accuracy/valid']:.4f}  " if "accuracy/valid" in metrics else ""
+def validation_line(step: int, metrics: Mapping[str, float]) -> str:
+    """The metrics of a validation within an epoch."""
+    return (
+        f"step {step:,}  loss/valid {metrics['loss/valid']:.4f}  {metrics_text(metrics)}".rstrip()
+    )
+
+
+def metrics_text(metrics: Mapping[str, float]) -> str:
+    """The first numbers of a validation besides its loss, as a part of a line."""
+    names = [tag.removesuffix("/valid") for tag in metrics if tag.endswith("/valid")]
+    shown = [name for name in names if name != "loss"][:MAX_METRICS]
+    return "".join(f"{name} {metrics[f'{name}/valid']:.4f}  " for name in shown)
 
 
 class EpochLines:
@@ -44,6 +57,9 @@ class EpochLines:
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         print(epoch_line(epoch, self.epochs, metrics), flush=True)
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        print(validation_line(step, metrics), flush=True)
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -75,7 +91,7 @@ class ProgressBar:
         self.bar = progress.Progress(*columns, console=Console(file=sys.stdout), auto_refresh=False,
                                      transient=True)  # fmt: skip
         self.task = self.bar.add_task("", total=epochs * batches, epoch=0, epochs=epochs)
-        self.accuracy = ""
+        self.metrics = ""
         self._rows, self._drawn_at = 0, time.perf_counter()
         self.bar.start()
 
@@ -89,16 +105,20 @@ class ProgressBar:
             self.task,
             completed=(epoch - 1) * self.batches + batch,
             epoch=epoch,
-            description=f"loss {losses.mean().item():.4f}  {self.accuracy}{throughput:,.0f} rows/s",
+            description=f"loss {losses.mean().item():.4f}  {self.metrics}{throughput:,.0f} rows/s",
             refresh=True,
         )
         self._rows, self._drawn_at = 0, now
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.accuracy = accuracy_text(metrics)
+        self.metrics = metrics_text(metrics)
         self.bar.console.print(epoch_line(epoch, self.epochs, metrics), highlight=False)
         self.bar.update(self.task, completed=epoch * self.batches, refresh=True)
         self._rows, self._drawn_at = 0, time.perf_counter()
+
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.metrics = metrics_text(metrics)
+        self.bar.console.print(validation_line(step, metrics), highlight=False)
 
     def close(self) -> None:
         self.bar.stop()

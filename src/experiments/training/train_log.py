@@ -1,14 +1,16 @@
 """The state of the training loop, and the logging of its losses."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from experiments.errors import Diverged
+from experiments.training.objective import NO_NUMBERS
 
 Metrics = dict[str, float]
 
@@ -21,8 +23,8 @@ class StepResult(NamedTuple):
     losses: the mean loss of each step, float32 (steps,), or () for one step. lrs: the learning rate
     of each step. rows, batches: the number of rows and of batches per step. weights: how much the
     loss of each step counts in a mean, float64 (steps,), or () for one step; None: by its rows.
-    group_lrs: the learning rates of the parameter groups after the first one, the same for each
-    step.
+    group_lrs: for each step the learning rates of the parameter groups after the first one; empty
+    if there are none. numbers: what the step names besides its loss, each as the losses.
     """
 
     losses: Tensor
@@ -30,7 +32,8 @@ class StepResult(NamedTuple):
     rows: int
     batches: int
     weights: Tensor | None = None
-    group_lrs: Sequence[float] = ()
+    group_lrs: Sequence[Sequence[float]] = ()
+    numbers: Mapping[str, Tensor] = NO_NUMBERS
 
 
 @dataclass
@@ -43,13 +46,40 @@ class State:
     loss: float = 0.0  # loss summed over the rows since the last log line, by their weights
     rows: int = 0  # the number of those rows
     weight: float = 0.0  # the sum of their weights; their number if the loss weighs all alike
+    numbers: Metrics = field(default_factory=dict)  # the sums of what else the step names
     lr: float = 0.0  # of the last step, in the first parameter group
     group_lrs: list[float] = field(default_factory=list)  # the same in the groups after it
     epoch_loss: float = 0.0  # the same since the epoch began, up to the last log line
     epoch_rows: int = 0
     epoch_weight: float = 0.0
+    epoch_numbers: Metrics = field(default_factory=dict)
+    evaluated: int | None = None  # the step of the last validation
+    stopped: str | None = None  # why training ended before its time
     last: Metrics = field(default_factory=dict)  # the last validation's metrics
     best: Metrics = field(default_factory=dict)  # the best validation's metrics
+
+    def end_epoch(self) -> Metrics:
+        """Count an epoch that is over; returns the means of its training."""
+        sums = {"loss": self.epoch_loss, **self.epoch_numbers}
+        weight = self.epoch_weight
+        means = {f"{name}/train_epoch": total / weight if weight else math.nan
+                 for name, total in sums.items()}  # fmt: skip
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.epoch_loss, self.epoch_rows, self.epoch_weight = 0.0, 0, 0.0
+        self.epoch_numbers = {}
+        return means
+
+    def validated(self, valid: Metrics, epoch: int, monitor: str, maximize: bool) -> bool:
+        """Note a validation's metrics, of an epoch from 1; returns whether they are the best."""
+        self.evaluated = self.step
+        self.last = {**valid, "epoch": epoch, "step": self.step}
+        value = self.last[monitor]
+        better = not self.best or (
+            value > self.best[monitor] if maximize else value < self.best[monitor]
+        )
+        if better:
+            self.best = self.last
+        return better
 
 
 class TrainLog:
@@ -77,17 +107,25 @@ class TrainLog:
         losses = torch.cat([result.losses.flatten() for result in self.unread]).tolist()
         weights = [weight for result in self.unread for weight in weights_of(result)]
         settings = [
-            (result.rows, lr, result.group_lrs) for result in self.unread for lr in result.lrs
+            (result.rows, lr, others)
+            for result in self.unread
+            for lr, others in zip(result.lrs, result.group_lrs or repeat(()), strict=False)
         ]
+        numbers = {
+            name: torch.cat([result.numbers[name].flatten() for result in self.unread]).tolist()
+            for name in self.unread[0].numbers
+        }
         self.unread.clear()
         steps = range(state.step - len(losses) + 1, state.step + 1)
-        for step, loss, weight, (rows, lr, group_lrs) in zip(
-            steps, losses, weights, settings, strict=True
+        for i, (step, loss, weight, (rows, lr, group_lrs)) in enumerate(
+            zip(steps, losses, weights, settings, strict=True)
         ):
             if weight:  # or the loss of a step whose targets are all ignored: 0 / 0
                 if self.first_not_finite is None and not math.isfinite(loss):
                     self.first_not_finite = step
                 state.loss += loss * weight
+                for name, values in numbers.items():
+                    state.numbers[name] = state.numbers.get(name, 0.0) + values[i] * weight
             state.rows += rows
             state.weight += weight
             state.lr, state.group_lrs = lr, list(group_lrs)
@@ -99,13 +137,16 @@ class TrainLog:
         is not finite.
         """
         state = self.state
-        mean = {"loss/train": state.loss / state.weight} if state.weight else {}
+        sums = {"loss": state.loss, **state.numbers} if state.weight else {}
+        mean = {f"{name}/train": total / state.weight for name, total in sums.items()}
         others = {f"lr/{i}": lr for i, lr in enumerate(state.group_lrs, 1) if lr != state.lr}
         self.log(step, state.epoch + 1, {**mean, "lr": state.lr, **others})
         state.epoch_loss += state.loss
         state.epoch_rows += state.rows
         state.epoch_weight += state.weight
-        state.loss, state.rows, state.weight = 0.0, 0, 0.0
+        for name, total in state.numbers.items():
+            state.epoch_numbers[name] = state.epoch_numbers.get(name, 0.0) + total
+        state.loss, state.rows, state.weight, state.numbers = 0.0, 0, 0.0, {}
         if mean:
             check_finite("loss/train", mean["loss/train"], step, self.first_not_finite)
 
