@@ -18,6 +18,7 @@ import experiments.data.mnist as mnist_module
 from experiments.config.compose import CONF, validate
 from experiments.config.hydra_versions import VERSION_BASE
 from experiments.data import Data, Split
+from experiments.training.sizes import with_sizes
 
 # an example's time says nothing on a shared machine
 settings.register_profile("specification", deadline=None)
@@ -75,15 +76,24 @@ def tiny(mnist: Data) -> Data:
 
 
 @pytest.fixture(scope="session")
-def compose() -> Callable[[list[str]], dict[str, Any]]:
+def written() -> Callable[[list[str]], dict[str, Any]]:
     """A command line's overrides to the config that is checked and resolved."""
 
-    def compose(overrides: list[str]) -> dict[str, Any]:
+    def written(overrides: list[str]) -> dict[str, Any]:
         with hydra.initialize_config_dir(str(CONF), "experiments", **VERSION_BASE):
             config = hydra.compose("config", overrides)
         return validate(config)
 
-    return compose
+    return written
+
+
+@pytest.fixture(scope="session")
+def compose(
+    written: Callable[[list[str]], dict[str, Any]],
+) -> Callable[[list[str]], dict[str, Any]]:
+    """The same with MNIST's sizes, as a run builds its parts from it."""
+    sizes = {"in_features": 784, "out_features": 10}
+    return lambda overrides: with_sizes(written(overrides), sizes)
 
 
 @pytest.fixture(scope="session")

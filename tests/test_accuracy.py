@@ -14,7 +14,7 @@ from experiments import evaluate, job
 from experiments.data import Data, Split
 from experiments.errors import UsageError
 from experiments.sweeps.worker import ProgressReporter
-from experiments.training.accuracy import Accuracy, has_accuracy
+from experiments.training.accuracy import Accuracy, has_accuracy, is_of_classes
 
 Compose = Callable[[list[str]], dict[str, Any]]
 
@@ -40,7 +40,7 @@ def integers(*shape: int) -> Tensor:
     ],
 )
 def test_classes_have_an_accuracy(outputs: Tensor, targets: Tensor) -> None:
-    assert has_accuracy(outputs, targets, CLASSES)
+    assert has_accuracy(outputs, targets, of_classes=is_of_classes(CLASSES))
 
 
 @pytest.mark.parametrize(
@@ -58,26 +58,26 @@ def test_classes_have_an_accuracy(outputs: Tensor, targets: Tensor) -> None:
     ],
 )
 def test_what_is_no_class_has_none(outputs: Any, targets: Tensor) -> None:
-    assert not has_accuracy(outputs, targets, nn.Identity())
+    assert not has_accuracy(outputs, targets, of_classes=is_of_classes(nn.Identity()))
     accuracy = Accuracy(nn.Identity())
-    accuracy.add(outputs, targets)
+    accuracy.update(outputs, targets)
     assert accuracy.compute() is None
 
 
 def test_it_is_the_fraction_of_all_elements() -> None:
     outputs = torch.stack([torch.tensor([[1.0, 0, 0], [1, 1, 0]]), torch.full((2, 3), 0.5)], 1)
     accuracy = Accuracy(CLASSES)
-    accuracy.add(outputs, torch.tensor([[0, 0, 0], [0, 1, 1]]))
-    accuracy.add(outputs[:1], torch.tensor([[1, 1, 1]]))
+    accuracy.update(outputs, torch.tensor([[0, 0, 0], [0, 1, 1]]))
+    accuracy.update(outputs[:1], torch.tensor([[1, 1, 1]]))
     assert accuracy.compute() == (1 + 2 + 2) / 9
 
 
 def test_ignored_targets_do_not_count() -> None:
     accuracy = Accuracy(CLASSES)
-    accuracy.add(torch.eye(4), torch.tensor([0, 1, 0, -100]))
+    accuracy.update(torch.eye(4), torch.tensor([0, 1, 0, -100]))
     assert accuracy.compute() == 2 / 3
     nothing = Accuracy(CLASSES)
-    nothing.add(torch.eye(4), torch.full((4,), -100))
+    nothing.update(torch.eye(4), torch.full((4,), -100))
     assert nothing.compute() is None
 
 
@@ -144,9 +144,9 @@ def test_a_sweep_is_told_that_there_is_none() -> None:
     parent = type("Parent", (), {"send": lambda self, message: sent.append(message)})()
     reporter = ProgressReporter(parent, 2, 5)
     reporter.epoch_end(1, {"loss/train_epoch": 0.5, "loss/valid": 0.4})
-    kind, done, loss, accuracy = sent[0]
-    assert (kind, done, loss) == ("progress", 0.5, 0.5)
-    assert accuracy != accuracy
+    kind, done, loss, (name, value) = sent[0]
+    assert (kind, done, loss, name) == ("progress", 0.5, 0.5, "")
+    assert value != value
 
 
 def test_to_monitor_an_accuracy_that_there_is_not_is_refused(

@@ -51,7 +51,8 @@ def parts(compose: Compose, tiny: Data) -> Build:
 
 def flat(split: Split) -> Tensor:
     """One number for each row, (rows,)."""
-    return split.x.mean(1)
+    numbers: Tensor = split.x.mean(1)
+    return numbers
 
 
 def column(split: Split) -> Tensor:

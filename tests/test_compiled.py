@@ -36,6 +36,7 @@ from experiments.directory.checkpoints import Checkpoints
 from experiments.errors import Diverged, UsageError
 from experiments.training.determinism import prepare_torch
 from experiments.training.models import mlp
+from experiments.training.objective import Objective
 from experiments.training.schedules import constant
 
 SINGLE_THREAD_FLOPS = compiled.SINGLE_THREAD_FLOPS
@@ -99,6 +100,12 @@ VARIANTS = {
         *("model.hidden=[16]", "loader.batch_size=64", "trainer.accumulate=2"),
         *("optimizer=adamw", "trainer.clip_norm=0.5", "optimizer.lr=0.005"),
         *("loss.label_smoothing=0.1", "optimizer.betas=[0.8,0.99]"),
+    ],
+    # several groups, two of them with an lr of their own, and a frozen layer; steps of 40 rows
+    "groups": [
+        *("model.hidden=[24,16]", "loader.batch_size=40", "optimizer=adamw", "optimizer.lr=0.005"),
+        *("optimizer.groups=[{match:4,lr:0.002,betas:[0.8,0.99]}]", "optimizer.freeze=2.bias"),
+        *("optimizer.no_decay=biases_and_norms", "trainer.clip_norm=0.5"),
     ],
     # data as bytes
     "adam": [
@@ -316,7 +323,7 @@ def test_a_gradient_is_accumulated_in_place(
     variant: tuple[dict[str, Any], Data, Path], source: str
 ) -> None:
     # the gradient of `last`, accumulated into its weight decay term, in each step of the graph
-    expected = {"sgd": 2, "adamw": 0, "adam": 1}[variant[2].name]
+    expected = {"sgd": 2, "adamw": 0, "groups": 0, "adam": 1}[variant[2].name]
     assert len(re.findall(r"_addmm_out\((\w+), \1, ", source)) == expected
 
 
@@ -324,7 +331,7 @@ def test_a_gradient_split_between_threads_is_accumulated_in_place(
     variant: tuple[dict[str, Any], Data, Path], source: str
 ) -> None:
     # the gradient of `third`, in each step of the graph
-    expected = {"sgd": 2, "adamw": 0, "adam": 0}[variant[2].name]
+    expected = {"sgd": 2, "adamw": 0, "groups": 0, "adam": 0}[variant[2].name]
     assert len(re.findall(r"baddbmm_out\((\w+), \1, ", source)) == expected
 
 
@@ -343,7 +350,7 @@ class GraphInsteadOfPackage:
         self.graph, self.spec = graph, tree_structure(inputs)
 
     def run(self, leaves: list[Tensor]) -> list[Tensor]:
-        return [self.graph(*tree_unflatten(leaves, self.spec))]
+        return list(self.graph(*tree_unflatten(leaves, self.spec)))
 
 
 @pytest.fixture
@@ -373,7 +380,9 @@ def steps(monkeypatch: pytest.MonkeyPatch, tiny: Data) -> Callable[..., Compiled
         optimizer = opt(model.parameters(), lr=lr)
         loader = TensorLoader(split, batch_size=batch_size)
         loss_func = loss_func or nn.CrossEntropyLoss()
-        return CompiledSteps(model, loss_func, optimizer, constant(optimizer), loader, **others)
+        return CompiledSteps(
+            Objective(model, loss_func), optimizer, constant(optimizer), loader, **others
+        )
 
     return make
 
@@ -546,7 +555,7 @@ class OtherRounding(GraphInsteadOfPackage):
     def run(self, leaves: list[Tensor]) -> list[Tensor]:
         *others, index, scalars = leaves
         index = index.view(len(scalars), -1).flip(-1).flatten()
-        return [self.graph(*tree_unflatten([*others, index, scalars], self.spec))]
+        return list(self.graph(*tree_unflatten([*others, index, scalars], self.spec)))
 
 
 @pytest.mark.parametrize("opt", [torch.optim.SGD, torch.optim.AdamW])
@@ -631,14 +640,51 @@ def test_a_step_that_cannot_be_compiled_is_reported_in_one_line(
     go_on(tmp_path / "eager", eagerly(config), tiny)
 
 
-def test_an_optimizer_with_several_parameter_groups_is_refused(
+def in_groups(parameters: Iterator[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Each parameter in a group with an lr of its own, every other one with weight decay."""
+    groups = [{"params": [p], "lr": lr / i, "weight_decay": 0.1 * (i % 2)}
+              for i, p in enumerate(parameters, 1)]  # fmt: skip
+    return torch.optim.SGD(groups, lr, momentum=0.9)
+
+
+def test_each_parameter_is_updated_with_the_options_of_its_group(
     steps: Callable[..., CompiledSteps],
 ) -> None:
-    def groups(parameters: Iterator[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        return torch.optim.SGD([{"params": [p]} for p in parameters], lr)
+    torch.manual_seed(0)
+    made = steps(opt=in_groups)
+    before = [p.detach().clone() for p in made.objective.parameters()]
+    [*compiled_steps] = made.take(0, 0)
+    after = [p.detach().clone() for p in made.objective.parameters()]
+    with torch.no_grad():
+        for p, value in zip(made.objective.parameters(), before, strict=True):
+            p.copy_(value)
+    made.opt.state.clear()
+    [*eager_steps] = made.eager.take(0, 0)
+    for p, value in zip(made.objective.parameters(), after, strict=True):
+        assert torch.allclose(p, value, rtol=1e-5, atol=1e-6)
+    lrs = [list(others) for result in compiled_steps for others in result.group_lrs]
+    assert lrs == [list(others) for result in eager_steps for others in result.group_lrs]
+    assert lrs == [pytest.approx([0.1 / 2, 0.1 / 3, 0.1 / 4])] * len(lrs)
 
-    with pytest.raises(UsageError, match=r"^optimizer: .* one parameter group, not 4; "):
-        steps(opt=groups)
+
+def test_a_parameter_that_changes_its_group_between_epochs_is_refused(
+    steps: Callable[..., CompiledSteps],
+) -> None:
+    made = steps(opt=in_groups)
+    list(made.take(0, 0))
+    first, second, *_ = made.opt.param_groups
+    first["params"], second["params"] = second["params"], first["params"]
+    with pytest.raises(UsageError, match="the group of a parameter changes before epoch 2, "):
+        next(made.take(1, 0))
+
+
+def test_a_constant_of_a_further_group_may_not_change(steps: Callable[..., CompiledSteps]) -> None:
+    made = steps(opt=in_groups)
+    made.opt.param_groups[1]["lr"] = 0.3
+    next(made.take(0, 0))
+    made.opt.param_groups[1]["weight_decay"] = 0.5
+    with pytest.raises(UsageError, match=r"'weight_decay': 0\.5"):
+        next(made.take(0, 0))
 
 
 @pytest.mark.parametrize(

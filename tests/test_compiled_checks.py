@@ -26,6 +26,7 @@ from experiments.compiled.trace import trace
 from experiments.data import Split
 from experiments.data.loaders import Batch, BatchRows, TensorLoader
 from experiments.errors import UsageError
+from experiments.training.objective import Objective
 from experiments.training.parts import clip_gradients
 from experiments.training.schedules import constant
 
@@ -40,7 +41,7 @@ class GraphInsteadOfPackage:
         self.graph, self.spec = graph, tree_structure(inputs)
 
     def run(self, leaves: list[Tensor]) -> list[Tensor]:
-        return [self.graph(*tree_unflatten(leaves, self.spec))]
+        return list(self.graph(*tree_unflatten(leaves, self.spec)))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,9 @@ def make(monkeypatch: pytest.MonkeyPatch, split: Split) -> Make:
         optimizer = opt(list(model.parameters()), lr=0.1)
         loader = loader or TensorLoader(split, batch_size=64, shuffle=True)
         loss_func = loss_func or nn.CrossEntropyLoss()
-        return CompiledSteps(model, loss_func, optimizer, constant(optimizer), loader, **others)
+        return CompiledSteps(
+            Objective(model, loss_func), optimizer, constant(optimizer), loader, **others
+        )
 
     return make
 
@@ -482,7 +485,7 @@ def test_checking_leaves_everything_as_it_was(make: Make) -> None:
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
     assert all(not state["exp_avg"].any() for state in steps.opt.state.values())
-    assert steps.group["lr"] == 0.1
+    assert steps.opt.param_groups[0]["lr"] == 0.1
     assert torch.equal(torch.get_rng_state(), draws[0])
     assert (random.getstate(), repr(np.random.get_state())) == draws[1:]
 
@@ -522,8 +525,8 @@ def test_requires_grad_that_changes_between_epochs_is_refused(make: Make) -> Non
 
 def test_an_optimizers_option_that_the_graph_has_as_a_constant_may_not_change(make: Make) -> None:
     steps = make(opt=sgd(nothing))
-    steps.group["momentum"] = 0.5
+    steps.opt.param_groups[0]["momentum"] = 0.5
     next(steps.take(0, 0))
-    steps.group["weight_decay"] = 0.5
+    steps.opt.param_groups[0]["weight_decay"] = 0.5
     with pytest.raises(UsageError, match=r"'weight_decay': 0\.5"):
         next(steps.take(0, 0))

@@ -18,7 +18,14 @@ from experiments.config.cuda import cuda_devices
 from experiments.config.hydra_versions import VERSION_BASE
 from experiments.config.names import flatten, quote_value, suggest
 from experiments.config.rules import choice, list_of, number, or_null
-from experiments.config.schema import ADDED_LATER, CLOSED, GROUPS, SCHEMA, check_value
+from experiments.config.schema import (
+    ADDED_LATER,
+    CLOSED,
+    GROUPS,
+    OPTIONAL_ROOTS,
+    SCHEMA,
+    check_value,
+)
 from experiments.config.search_path import list_options
 from experiments.config.slips import explain
 from experiments.errors import UsageError
@@ -169,6 +176,14 @@ def test_every_key_that_an_option_brings_has_a_rule(
     assert [key for key in keys if "._" not in key and key not in SCHEMA] == []
 
 
+def test_a_value_of_a_named_augmentation_is_checked_and_that_of_ones_own_is_not(
+    compose: Compose,
+) -> None:
+    wrong = ["augment=flip", "augment.flip.probability=2"]
+    assert usage_error(compose, wrong).startswith("augment.flip.probability=2: expected ")
+    assert compose([*wrong, "augment.flip._target_=mine.flip"])["augment"]["flip"]
+
+
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.stem)
 def test_every_experiment_opens_with_the_command_that_runs_it_and_differs_from_the_default(
     file: Path, compose: Compose
@@ -198,7 +213,7 @@ def test_an_experiment_changes_what_it_names_and_the_command_line_changes_it_aga
 
 def test_a_validated_config_is_plain_and_without_hydra(compose: Compose) -> None:
     config = compose([])
-    assert set(config) == {"seed", "checkpoint", *GROUPS}
+    assert set(config) == {"seed", "init", "checkpoint", *GROUPS}
     values = [value for _, value in flatten(config)]
     assert {type(value) for value in values} <= {bool, int, float, str, list, type(None)}
 
@@ -275,7 +290,7 @@ def test_notes_need_no_reference(compose: Compose) -> None:
 def test_a_key_that_is_added_has_a_value_for_the_configs_of_before() -> None:
     first = {"epochs", "device", "threads", "log_every", "clip_norm", "accumulate", "monitor"}
     first |= {"every_steps", "every_seconds", "keep"}
-    closed = [key for key in SCHEMA if key.partition(".")[0] in CLOSED]
+    closed = [key for key in SCHEMA if key.partition(".")[0] in {*CLOSED} - {*OPTIONAL_ROOTS}]
     assert set(ADDED_LATER) == {key for key in closed if key.partition(".")[2] not in first}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from objectives import READ, evaluated
 from saved_runs import SMALL, assert_same_run, go_on, kill_after, record
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
@@ -30,10 +31,12 @@ from experiments.training.checks import (
     check_values,
     report_mean,
 )
-from experiments.training.fit import EagerSteps, evaluate
 from experiments.training.means import step_weights
+from experiments.training.objective import Objective
+from experiments.training.parts import check_batches
 from experiments.training.probe import probe
 from experiments.training.schedules import constant
+from experiments.training.steps import EagerSteps
 
 CONFIG = {"model": {"_target_": "mine.Model"}, "loss": {"_target_": "mine.Loss"}}
 Compose = Callable[[list[str]], dict[str, Any]]
@@ -76,9 +79,9 @@ class Noisy(Dataset[tuple[Tensor, Tensor]]):
         ({"train": data()}, r"returned a dict; return experiments.data.Data"),
         (data(valid=Split(torch.ones(4, 4), torch.zeros(3))), "valid has 4 rows of x and 3 of y"),
         (data(test=split(0)), "test has no rows"),
-        (data(train=Split(np.ones((3, 4)), torch.zeros(3))), "torch.from_numpy"),  # type: ignore[arg-type]
+        (data(train=Split(np.ones((3, 4)), torch.zeros(3))), "torch.from_numpy"),
         (data(test=iter([])), "test is a list_iterator, .* loader=torch"),
-        (data(valid=[1, 2]), r"valid\[0\] is a int, expected a pair \(x, y\)"),
+        (data(valid=["a", "b"]), r"valid\[0\] is a str without a tensor, an array or a number"),
     ],
 )
 def test_what_is_no_data_set_is_refused_in_one_line(wrong: Any, words: str) -> None:
@@ -122,10 +125,12 @@ class Ragged(Noisy):
 
 
 def test_rows_of_different_shapes_are_refused_among_the_first_and_among_all() -> None:
-    with pytest.raises(UsageError, match=r"train: x of row 2 has the shape \(3,\)"):
-        check_data(data(train=Ragged(split(40), 2)), "mine.load")
-    with pytest.raises(UsageError, match=r"x of row 39 has the shape \(3,\)"):
-        _ = data(train=Ragged(split(40), 39)).scans
+    config = {"loader": {"batch_size": 4}}
+    for row in (2, 39):
+        found = data(train=Ragged(split(40), row))
+        with pytest.raises(UsageError, match=rf"x of row {row} has the shape \(3,\)"):
+            check_batches(config, found, TorchLoader(found.train, batch_size=4))
+        check_batches(config, found, TorchLoader(found.train, batch_size=4, collate_fn=list))
 
 
 class Rare(Noisy):
@@ -223,9 +228,13 @@ def test_a_target_that_no_output_stands_for_is_refused_in_every_split(
     rows = split(20)
     rows.y[7], rows.y[9] = target, -100
     with pytest.raises(UsageError, match=rf"row 7 of {name} has the target {target}"):
-        check_values(CONFIG, linear(), nn.CrossEntropyLoss(), data(**{name: kind(rows)}))
+        check_values(
+            CONFIG, Objective(linear(), nn.CrossEntropyLoss()), data(**{name: kind(rows)}), READ
+        )
     rows.y[7] = -100
-    check_values(CONFIG, linear(), nn.CrossEntropyLoss(), data(**{name: kind(rows)}))
+    check_values(
+        CONFIG, Objective(linear(), nn.CrossEntropyLoss()), data(**{name: kind(rows)}), READ
+    )
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
@@ -236,8 +245,10 @@ def test_a_number_that_is_not_finite_is_refused_and_in_the_test_rows_told(
     rows.x[5, 2] = number
     for name in ("train", "valid"):
         with pytest.raises(UsageError, match=f"row 5 of {name} x is NaN or infinite"):
-            check_values(CONFIG, linear(), nn.CrossEntropyLoss(), data(**{name: rows}))
-    check_values(CONFIG, linear(), nn.CrossEntropyLoss(), data(test=rows))
+            check_values(
+                CONFIG, Objective(linear(), nn.CrossEntropyLoss()), data(**{name: rows}), READ
+            )
+    check_values(CONFIG, Objective(linear(), nn.CrossEntropyLoss()), data(test=rows), READ)
     assert "row 5 of test x is NaN or infinite" in capsys.readouterr().err
 
 
@@ -248,7 +259,7 @@ def test_a_model_that_copes_with_nan_may_train_on_it() -> None:
 
     rows = split(40)
     rows.x[5, 2] = math.nan
-    check_values(CONFIG, Filled(4, 3), nn.CrossEntropyLoss(), data(train=rows))
+    check_values(CONFIG, Objective(Filled(4, 3), nn.CrossEntropyLoss()), data(train=rows), READ)
 
 
 def test_finite_numbers_whose_sum_overflows_are_finite() -> None:
@@ -270,8 +281,8 @@ def test_a_model_that_writes_to_its_input_gets_copies(
     compose: Compose, tiny: Data, tmp_path: Path
 ) -> None:
     before = tiny.valid.x.clone()
-    assert check_state(CONFIG, Standardized(4, 3), nn.CrossEntropyLoss(), split(9))
-    assert not check_state(CONFIG, linear(), nn.CrossEntropyLoss(), split(9))
+    assert check_state(CONFIG, Objective(Standardized(4, 3), nn.CrossEntropyLoss()), split(9), READ)
+    assert not check_state(CONFIG, Objective(linear(), nn.CrossEntropyLoss()), split(9), READ)
     config = compose(SMALL)
     config["model"] = {"_target_": f"{__name__}.Standardized", "in_features": 784,
                        "out_features": 10}  # fmt: skip
@@ -287,7 +298,7 @@ class Capped(nn.CrossEntropyLoss):
 
 
 def test_a_write_that_leaves_the_first_rows_as_they_are_is_found() -> None:
-    assert check_state(CONFIG, linear(), Capped(), split(9))
+    assert check_state(CONFIG, Objective(linear(), Capped()), split(9), READ)
 
 
 @pytest.mark.parametrize("shared", [Tensor.numpy, lambda x: x.data])
@@ -298,7 +309,7 @@ def test_a_write_that_no_version_counts_is_found(shared: Callable[[Tensor], Any]
             values *= 2
             return super().forward(x)
 
-    assert check_state(CONFIG, Through(4, 3), nn.CrossEntropyLoss(), split(9))
+    assert check_state(CONFIG, Objective(Through(4, 3), nn.CrossEntropyLoss()), split(9), READ)
 
 
 def test_a_write_to_a_view_is_noticed_after_its_batch() -> None:
@@ -357,13 +368,16 @@ def test_a_count_in_an_attribute_is_refused_by_its_name() -> None:
     words = r"model\._target_=mine.Model: model.1.calls changes in training.*register_buffer"
     with pytest.raises(UsageError, match=words):
         check_state(
-            CONFIG, nn.Sequential(nn.Identity(), Counting(4, 3)), nn.CrossEntropyLoss(), split(9)
+            CONFIG,
+            Objective(nn.Sequential(nn.Identity(), Counting(4, 3)), nn.CrossEntropyLoss()),
+            split(9),
+            READ,
         )
 
 
 def test_an_initialization_by_the_first_batch_that_would_happen_again_is_refused() -> None:
     with pytest.raises(UsageError, match=r"model\.ready changes in training"):
-        check_state(CONFIG, FirstBatch(4, 3), nn.CrossEntropyLoss(), split(9))
+        check_state(CONFIG, Objective(FirstBatch(4, 3), nn.CrossEntropyLoss()), split(9), READ)
 
 
 @pytest.mark.parametrize("kind", [CountingInExtraState, Remembering])
@@ -371,7 +385,7 @@ def test_state_in_a_checkpoint_and_state_that_changes_nothing_are_accepted(
     kind: type[nn.Linear],
 ) -> None:
     model = kind(4, 3)
-    check_state(CONFIG, model, nn.CrossEntropyLoss(), split(9))
+    check_state(CONFIG, Objective(model, nn.CrossEntropyLoss()), split(9), READ)
     assert not getattr(model, "calls", 0)
     assert not hasattr(model, "last")
 
@@ -390,7 +404,7 @@ class Hooked(nn.Linear):
 
 def test_a_hook_that_the_first_training_step_registers_is_there_once() -> None:
     model = Hooked(4, 3)
-    probe({"model": model, "loss": nn.CrossEntropyLoss()}, (split(9).x, split(9).y))
+    probe(Objective(model, nn.CrossEntropyLoss()), (split(9).x, split(9).y))
     model.train()(split(9).x)
     assert len(model._forward_hooks) == 1
 
@@ -402,7 +416,7 @@ def test_a_loss_without_a_gradient_is_refused() -> None:
 
     config = {**CONFIG, "loader": {"batch_size": 4}}
     with pytest.raises(UsageError, match=r"^loss._target_=mine.Loss: has no gradient"):
-        check_state(config, linear(), Detached(), split(9))
+        check_state(config, Objective(linear(), Detached()), split(9), READ)
 
 
 def test_a_loss_whose_gradient_does_not_reach_the_model_is_told(
@@ -412,7 +426,9 @@ def test_a_loss_whose_gradient_does_not_reach_the_model_is_told(
         def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
             return torch.zeros((), requires_grad=True)
 
-    check_state({**CONFIG, "loader": {"batch_size": 4}}, linear(), Constant(), split(9))
+    check_state(
+        {**CONFIG, "loader": {"batch_size": 4}}, Objective(linear(), Constant()), split(9), READ
+    )
     assert "warning: loss._target_=mine.Loss: does not depend" in capsys.readouterr().err
 
 
@@ -423,14 +439,16 @@ def test_a_loss_of_pairs_that_finds_none_in_two_rows_is_fine() -> None:
                 super().forward(outputs[2:], targets[2:]) if len(targets) > 2 else torch.zeros(())
             )
 
-    check_state({**CONFIG, "loader": {"batch_size": 4}}, linear(), OfSome(), split(9))
+    check_state(
+        {**CONFIG, "loader": {"batch_size": 4}}, Objective(linear(), OfSome()), split(9), READ
+    )
 
 
 def test_a_probe_leaves_weights_buffers_and_generators_as_they_were() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 3)).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generators = torch.get_rng_state(), random.getstate()
-    found = probe({"model": model, "loss": nn.CrossEntropyLoss()}, (split(9).x, split(9).y))
+    found = probe(Objective(model, nn.CrossEntropyLoss()), (split(9).x, split(9).y))
     assert found is not None
     assert found.repeatable
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -444,7 +462,8 @@ def test_a_last_batch_of_one_row_is_refused_for_batch_norm() -> None:
     rows = split(9)
     for size, refused in ((4, True), (3, False)):
         loader = TensorLoader(rows, batch_size=size)
-        arguments = (CONFIG, model, nn.CrossEntropyLoss(), rows, loader)
+        objective = Objective(model, nn.CrossEntropyLoss())
+        arguments = (CONFIG, objective, rows, loader, READ)
         if refused:
             with pytest.raises(UsageError, match=r"^loader.batch_size=4.*loader.drop_last=true"):
                 check_last_batch(*arguments)
@@ -496,7 +515,7 @@ def test_a_mean_over_batches_is_that_of_the_whole_split(
     loss_func, rows, model = nn.CrossEntropyLoss(**options), split(20), linear()
     expected = loss_func(model(rows.x), rows.y).item()
     for kind in (TensorLoader, TorchLoader):
-        found, _ = evaluate(model, loss_func, kind(rows, batch_size=batch_size))
+        found, _ = evaluated(model, loss_func, kind(rows, batch_size=batch_size))
         assert found == pytest.approx(expected, rel=1e-5)
 
 
@@ -506,12 +525,14 @@ def test_accumulated_batches_make_the_step_of_one_by_the_weights_of_their_target
     options: dict[str, Any],
 ) -> None:
     loss_func, rows, results = nn.CrossEntropyLoss(**options), split(20), []
-    weigh = step_weights(loss_func, data(train=rows).scans["train"])
+    weigh = step_weights(Objective(linear(), loss_func), data(train=rows).scans["train"])
     for batch_size, accumulated in ((20, 1), (1, 20)):
         model = linear()
         opt = torch.optim.SGD(model.parameters(), lr=0.1)
         loader = TensorLoader(rows, batch_size=batch_size)
-        steps = EagerSteps(model, loss_func, opt, constant(opt), loader, accumulated, weigh)
+        steps = EagerSteps(
+            Objective(model, loss_func), opt, constant(opt), loader, accumulated, weigh
+        )
         [result] = steps.take(0, 0)
         results.append([result.losses, *model.state_dict().values()])
     for one, other in zip(*results, strict=True):
@@ -531,9 +552,9 @@ def test_a_run_with_a_batch_of_ignored_targets_goes_on(
 
 
 def test_a_loss_that_is_no_mean_over_rows_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    report_mean(CONFIG, linear(), nn.CrossEntropyLoss(reduction="sum"), split(20))
+    report_mean(CONFIG, Objective(linear(), nn.CrossEntropyLoss(reduction="sum")), split(20), READ)
     assert "count each batch by its rows" in capsys.readouterr().err
-    report_mean(CONFIG, linear(), nn.MultiMarginLoss(), split(20))
+    report_mean(CONFIG, Objective(linear(), nn.MultiMarginLoss()), split(20), READ)
     assert capsys.readouterr().err == ""
 
 
@@ -550,7 +571,7 @@ def test_a_loss_that_ignores_targets_far_from_the_first_rows_is_told(
 
     rows = split(300)
     rows.y[first:] = -100
-    report_mean(CONFIG, linear(), Ignoring(), rows)
+    report_mean(CONFIG, Objective(linear(), Ignoring()), rows, READ)
     assert "not the mean of its rows' losses" in capsys.readouterr().err
 
 

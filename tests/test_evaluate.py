@@ -64,8 +64,13 @@ def test_on_the_validation_split_it_finds_what_the_run_logged(which: str, run: P
     assert report["step"] == logged["step"]
 
 
-def test_on_the_test_split_it_finds_what_the_run_logged(run: Path) -> None:
-    report = report_of(run, "--checkpoint", "last", "--split", "test")
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_on_the_test_split_it_finds_what_the_run_logged(
+    which: str, config: dict[str, Any], tiny: Data, tmp_path: Path
+) -> None:
+    run = tmp_path / "tested"
+    go_on(run, {**config, "trainer": {**config["trainer"], "test": which}}, tiny)
+    report = report_of(run, "--checkpoint", which, "--split", "test")
     logged = record(run)["metrics"]["test"]
     assert (report["loss"], report["accuracy"]) == (logged["loss/test"], logged["accuracy/test"])
     assert report["rows"] == 100

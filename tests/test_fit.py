@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from objectives import accuracy, evaluated
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Adam, Optimizer
@@ -19,20 +20,13 @@ from experiments.data import Data, Split
 from experiments.data.loaders import Batch, BatchRows, Loader, TensorLoader
 from experiments.errors import Diverged, Interrupted
 from experiments.training.build import build
-from experiments.training.fit import (
-    Callbacks,
-    EagerSteps,
-    FitOptions,
-    LossFunc,
-    Scheduler,
-    accumulate,
-    evaluate,
-    fit,
-    loss_batch,
-)
+from experiments.training.fit import Callbacks, FitOptions, Validation, fit, loss_batch
 from experiments.training.models import mlp
+from experiments.training.objective import Objective
+from experiments.training.parameter_groups import for_target
 from experiments.training.parts import clip_gradients
 from experiments.training.schedules import constant
+from experiments.training.steps import EagerSteps, Scheduler, accumulate
 from experiments.training.train_log import Metrics, State
 
 
@@ -57,6 +51,9 @@ class Recorder:
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self.ended.append((epoch, dict(metrics)))
 
+    def validated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Only the numbers of epochs are kept."""
+
     def close(self) -> None:
         """Nothing to close."""
 
@@ -79,20 +76,21 @@ def run_fit(
     accumulated: int = 1,
     state: State | None = None,
     scheduler: Scheduler | None = None,
-    loss_func: LossFunc = cross_entropy,
+    loss_func: Any = cross_entropy,
     recorder: Recorder | None = None,
     log_every: int = 100,
     monitor: str = "loss/valid",
     **callbacks: Any,
 ) -> tuple[Recorder, Metrics]:
     recorder, scheduler = recorder or Recorder(), scheduler or constant(opt)
+    objective = Objective(model, loss_func)
+    maximize = monitor.startswith("accuracy")
     best = fit(
-        model,
-        loss_func,
-        EagerSteps(model, loss_func, opt, scheduler, train_loader, accumulated),
-        valid_loader,
+        objective,
+        EagerSteps(objective, opt, scheduler, train_loader, accumulated),
+        Validation(valid_loader, accuracy(loss_func)),
         state or State(),
-        FitOptions(epochs, log_every, monitor),
+        FitOptions(epochs, log_every=log_every, monitor=monitor, maximize=maximize),
         Callbacks(recorder.log, recorder.save, recorder, **callbacks),
     )
     return recorder, best
@@ -153,7 +151,7 @@ def test_evaluate_weights_each_batch_by_its_rows(tiny: Data) -> None:
         cross_entropy(model(x), y).item()
         for x, y in zip(tiny.valid.x.split(64), tiny.valid.y.split(64), strict=True)
     ]
-    loss, _ = evaluate(model, cross_entropy, TensorLoader(tiny.valid, batch_size=64))
+    loss, _ = evaluated(model, cross_entropy, TensorLoader(tiny.valid, batch_size=64))
     assert loss == pytest.approx(sum(np.multiply(losses, [64, 64, 22])) / 150, rel=1e-15)
     assert abs(loss - sum(losses) / 3) > 1e-6
 
@@ -165,15 +163,17 @@ def test_evaluate_gives_nearly_the_same_whatever_the_batch_size(
 ) -> None:
     model = small_model()
     logits = model(tiny.valid.x)
-    loss, accuracy = evaluate(model, cross_entropy, TensorLoader(tiny.valid, batch_size=batch_size))
+    loss, fraction = evaluated(
+        model, cross_entropy, TensorLoader(tiny.valid, batch_size=batch_size)
+    )
     assert loss == pytest.approx(cross_entropy(logits, tiny.valid.y).item(), rel=1e-6)
-    assert accuracy == int((logits.argmax(1) == tiny.valid.y).sum()) / 150
+    assert fraction == int((logits.argmax(1) == tiny.valid.y).sum()) / 150
 
 
 def test_accuracy_is_the_fraction_of_rows_whose_largest_logit_is_the_target() -> None:
     x = torch.tensor([[2.0, 1.0], [0.0, 3.0], [5.0, 4.0], [1.0, 0.0]])
     rows = Split(x, torch.tensor([0, 1, 1, 0]))
-    assert evaluate(echo(), cross_entropy, TensorLoader(rows, batch_size=3))[1] == 0.75
+    assert evaluated(echo(), cross_entropy, TensorLoader(rows, batch_size=3))[1] == 0.75
 
 
 def test_evaluate_computes_no_gradient_and_changes_neither_weights_nor_statistics(
@@ -184,7 +184,7 @@ def test_evaluate_computes_no_gradient_and_changes_neither_weights_nor_statistic
         nn.Linear(784, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 10)
     )
     before, generator = deepcopy(model.state_dict()), torch.get_rng_state()
-    evaluate(model, cross_entropy, TensorLoader(tiny.valid, batch_size=64))
+    evaluated(model, cross_entropy, TensorLoader(tiny.valid, batch_size=64))
     assert identical(list(model.state_dict().values()), list(before.values()))
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), generator)
@@ -197,14 +197,14 @@ def test_evaluate_builds_no_graph(tiny: Data) -> None:
         seen.append(logits.requires_grad)
         return cross_entropy(logits, targets)
 
-    evaluate(small_model(), loss_func, TensorLoader(tiny.valid, batch_size=64))
+    evaluated(small_model(), loss_func, TensorLoader(tiny.valid, batch_size=64))
     assert seen == [False] * 3
 
 
 def test_evaluate_switches_dropout_off_and_leaves_gradients_enabled(tiny: Data) -> None:
     model, loader = small_model(dropout=0.5), TensorLoader(tiny.valid, batch_size=64)
     model.train()
-    assert evaluate(model, cross_entropy, loader) == evaluate(model, cross_entropy, loader)
+    assert evaluated(model, cross_entropy, loader) == evaluated(model, cross_entropy, loader)
     assert torch.is_grad_enabled()
 
 
@@ -264,7 +264,7 @@ def test_every_optimizer_option_lowers_the_loss(
     option: str, compose: Callable[[list[str]], dict[str, Any]], tiny: Data
 ) -> None:
     model = small_model()
-    opt = build(compose([f"optimizer={option}"]), "optimizer", model.parameters())
+    opt = build(for_target(compose([f"optimizer={option}"])), "optimizer", model.parameters())
     recorder, _ = run_fit(4, model, opt, *loaders(tiny))
     losses = [loss for _, loss in recorder.of("loss/train_epoch")]
     assert losses[-1] < 0.9 * losses[0]
@@ -389,12 +389,21 @@ def test_accumulated_batches_make_the_step_of_one_batch_of_all_their_rows(tiny: 
     one, other = small_model(), small_model()
     x, y = tiny.train.x[:140], tiny.train.y[:140]
     parts = list(zip(x.split(60), y.split(60), strict=True))
-    loss, rows = accumulate(one, cross_entropy, parts, SGD(one.parameters(), lr=0.5))
+    objective = Objective(one, cross_entropy)  # type: ignore[arg-type]
+    loss = accumulate(objective, parts, SGD(one.parameters(), lr=0.5)).loss
     expected, _ = loss_batch(other, cross_entropy, x, y, SGD(other.parameters(), lr=0.5))
-    assert rows == 140
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     for a, b in zip(weights(one), weights(other), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_of_accumulated_batches_counts_all_their_rows(tiny: Data) -> None:
+    model = small_model()
+    opt = SGD(model.parameters(), lr=0.5)
+    loader = TensorLoader(Split(tiny.train.x[:140], tiny.train.y[:140]), batch_size=60)
+    objective = Objective(model, cross_entropy)  # type: ignore[arg-type]
+    [result] = EagerSteps(objective, opt, constant(opt), loader, 3).take(0, 0)
+    assert (result.rows, result.batches) == (140, 3)
 
 
 def test_fit_with_accumulated_batches_follows_fit_with_large_ones_to_a_smaller_last_group(

@@ -29,6 +29,10 @@ def test_a_profiler_records_the_names_of_steps() -> None:
     assert {"Optimizer.step#SGD.step", "Optimizer.zero_grad#SGD.zero_grad"} <= profiled_names()
 
 
+def test_to_look_for_the_file_of_every_module_does_not_import_the_compiler() -> None:
+    assert not hasattr(lean_optim.LazyDynamo(lean_optim.DYNAMO), "__file__")
+
+
 def test_without_a_profiler_nothing_is_recorded() -> None:
     with record_function("step") as entered:
         assert entered.record is None

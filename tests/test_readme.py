@@ -1,10 +1,13 @@
 """The README says what is so: its commands compose, its modules are there, its tree is the tree."""
 
 import importlib.util
+import itertools
 import re
 import shlex
+import subprocess
+import textwrap
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from experiments.config.compose import compose
 from experiments.config.schema import SCHEMA
 
+Cli = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 COMMANDS = re.findall(
@@ -21,11 +25,36 @@ COMMANDS = re.findall(
 )
 
 
+def block(first: str) -> str:
+    """The first indented block of the README that begins with these words."""
+    lines = README[README.index(f"    {first}") :].splitlines()
+    inside = itertools.takewhile(lambda line: not line or line.startswith("    "), lines)
+    return textwrap.dedent("\n".join(inside)).strip() + "\n"
+
+
+def test_the_job_of_the_readme_trains_in_a_few_lines(cli_in: Cli, tmp_path: Path) -> None:
+    code, config = (
+        block("import torch\n    from torch import Tensor, nn\n\n    from exp"),
+        block("# @pack"),
+    )
+    assert len(code.splitlines()) < 25
+    assert len(config.splitlines()) <= 10
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "myjob.py").write_text(code)
+    (tmp_path / "mine" / "experiment" / "myjob.yaml").write_text(config)
+    completed = cli_in(tmp_path, "--config-dir", "mine", "experiment=myjob", "trainer.epochs=2",
+                       "trainer.monitor=close/valid", "trainer.mode=max")  # fmt: skip
+    assert completed.returncode == 0, completed.stderr
+    assert "close/valid" in completed.stdout
+
+
 @pytest.fixture
 def args(tmp_path: Path) -> Iterator[Namespace]:
     """Flags of a command with the README's own model in `mine/`."""
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "convnet.yaml").write_text("_target_: mymodels.ConvNet\nchannels: 16\n")
+    (tmp_path / "model" / "strided.yaml").write_text("_target_: mymodels.ConvNet\nchannels: 16\n")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "myjob.yaml").write_text(block("# @package _global_"))
     GlobalHydra.instance().clear()
     yield Namespace(config_dir=str(tmp_path), config_path=None, config_name=None)
     GlobalHydra.instance().clear()

@@ -13,7 +13,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from experiments.data import Data, Split
-from experiments.data.loaders import Batch, TensorLoader, gather
+from experiments.data.loaders import Batch, TensorLoader
 from experiments.errors import UsageError
 from experiments.training.resumable import (
     check_loaders,
@@ -192,7 +192,7 @@ class OrderOfItsOwn(TensorLoader):
 
     def batches(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
         for index in torch.randperm(len(self.split)).split(self.rows.batch_size)[start:]:
-            yield gather(self.x, self.y, index)
+            yield self.split.gather(index)
 
 
 class GeneratorOfItsOwn(TensorLoader):

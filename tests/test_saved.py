@@ -127,8 +127,29 @@ def test_a_config_of_before_a_key_was_added_is_that_of_now(
     for key in ADDED_LATER:
         text = re.sub(rf"(?m)^  {key.partition('.')[2]}: .*\n", "", text)
     (earlier / "config.yaml").write_text(text)
-    assert load_run(earlier).config == config
-    assert built_part(text.encode()) == built_part(config_text(config))
+    added = {key.partition(".")[2]: value for key, value in ADDED_LATER.items()}
+    expected = {**config, "trainer": config["trainer"] | added}
+    assert load_run(earlier).config == expected
+    assert built_part(text.encode()) == built_part(config_text(expected))
+
+
+def test_a_config_of_before_an_option_got_a_key_is_the_same_run_only_without_its_use(
+    config: dict[str, Any],
+) -> None:
+    text = config_text(config)
+    earlier = re.sub(rb"(?m)^  (groups|no_decay|freeze): .*\n", b"", text)
+    assert earlier != text
+    assert built_part(earlier) == built_part(text)
+    used = {**config, "optimizer": {**config["optimizer"], "freeze": ["0"]}}
+    assert built_part(config_text(used)) != built_part(text)
+
+
+def test_a_key_of_ones_own_optimizer_counts_also_with_the_value_of_an_optional_one(
+    config: dict[str, Any],
+) -> None:
+    own = {**config, "optimizer": {"_target_": "mine.Optimizer", "groups": None}}
+    other = {**config, "optimizer": {"_target_": "mine.Optimizer"}}
+    assert built_part(config_text(own)) != built_part(config_text(other))
 
 
 def test_a_config_without_a_key_that_every_version_had_is_refused(
@@ -170,7 +191,7 @@ def test_the_lines_of_a_step_become_one_row() -> None:
 
 
 def test_the_package_offers_what_it_says() -> None:
-    assert experiments.__all__ == ["SavedRun", "load_run"]
+    assert experiments.__all__ == ["SavedRun", "StepOutput", "load_run"]
     assert all(hasattr(experiments, name) for name in experiments.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'lode_run'"):
         _ = experiments.lode_run

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from saved_runs import SMALL, assert_same_run, go_on, stop_after
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import LinearLR, MultiStepLR, StepLR
 
 from experiments.config.compose import CONF
 from experiments.config.schema import check
@@ -21,9 +21,9 @@ from experiments.directory import record as runs
 from experiments.directory.claim import claim
 from experiments.errors import UsageError
 from experiments.train import train
-from experiments.training.fit import Scheduler
-from experiments.training.schedules import constant, cosine
+from experiments.training.schedules import Plateau, constant, cosine, linear, multistep
 from experiments.training.scheduling import build_schedule
+from experiments.training.steps import Scheduler
 
 fractions = st.floats(0, 1)
 
@@ -84,6 +84,52 @@ def test_cosine_without_warmup_is_the_curve_of_the_paper() -> None:
 def test_cosine_keeps_its_final_value_after_total_steps() -> None:
     """As after the number of epochs was raised by hand."""
     assert used(lambda opt: cosine(opt, 5, 0.0, 0.2), 8)[-3:] == pytest.approx([0.2] * 3)
+
+
+def test_linear_without_warmup_is_torchs() -> None:
+    """As LinearLR goes down, over the steps between the first and the last."""
+    expected = used(lambda opt: LinearLR(opt, 1.0, 0.1, total_iters=10), 11)
+    assert used(lambda opt: linear(opt, 11, 0.0, 0.1), 11) == pytest.approx(expected)
+
+
+@given(st.integers(1, 200), fractions, fractions)
+def test_linear_rises_in_equal_parts_during_warmup_and_falls_in_equal_parts_to_its_end(
+    steps: int, warmup: float, final: float
+) -> None:
+    warm = round(warmup * steps)
+    rates = used(lambda opt: linear(opt, steps, warmup, final), steps)
+    assert rates[:warm] == pytest.approx([(step + 1) / (warm + 1) for step in range(warm)])
+    falls = [one - other for one, other in zip(rates[warm:], rates[warm + 1 :], strict=False)]
+    assert falls == pytest.approx([falls[0]] * len(falls) if falls else [])
+    if warm < steps - 1:
+        assert (rates[warm], rates[-1]) == pytest.approx((1, final))
+
+
+def test_multistep_is_torchs_with_milestones_as_fractions_of_the_run() -> None:
+    expected = used(lambda opt: MultiStepLR(opt, [10, 15], gamma=0.3), 20)
+    assert used(lambda opt: multistep(opt, 20, 0.0, [0.5, 0.75], 0.3), 20) == pytest.approx(
+        expected
+    )
+
+
+def test_multistep_warms_up_first() -> None:
+    rates = used(lambda opt: multistep(opt, 8, 0.5, [0.75]), 8)
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 0.1, 0.1])
+
+
+def test_plateau_warms_up_by_steps_and_then_falls_by_epochs() -> None:
+    opt = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = Plateau(opt, total_steps=12, warmup=0.25, factor=0.1, patience=0)
+    rates = []
+    for _ in range(6):  # of two steps, all with the same number
+        for _ in range(2):
+            rates.append(opt.param_groups[0]["lr"])
+            opt.step()
+            schedule.step()
+        schedule.validated(1.0)
+    # the second epoch is the first to count, and the third the first without improvement
+    assert rates[:6] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert rates[6:] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 @pytest.fixture
@@ -242,6 +288,19 @@ def test_reduce_lr_on_plateau_takes_its_direction_from_the_monitor(used_by: Rate
     assert rising == held(0.001, 0.001, 0.001)
 
 
+def own(name: str, **settings: Any) -> dict[str, Any]:
+    """A scheduler's config with one of this package's schedules."""
+    return {"_target_": f"{constant.__module__}.{name}", "_partial_": True, **settings}
+
+
+def test_plateau_follows_the_monitored_number_after_its_warmup(used_by: Rates) -> None:
+    """The warmup ends with the first epoch, and no loss is a tenth of the one before."""
+    found = used_by(own("Plateau", warmup=0.25, patience=0, threshold=0.9, factor=0.1),
+                    "trainer.epochs=4")  # fmt: skip
+    warming = [0.01 * (step + 1) / 7 for step in range(6)]
+    assert found == pytest.approx([*warming, *held(0.01, 0.001, 0.0001)])
+
+
 WARM_UP = node("LinearLR", start_factor=0.5, total_iters=1)
 
 
@@ -297,6 +356,9 @@ def test_a_function_of_ones_own_may_say_what_it_counts(
         node("CyclicLR", base_lr=0.01, max_lr=0.02, step_size_up=2),
         node("SequentialLR", milestones=[1], schedulers=[WARM_UP, node("StepLR", step_size=1)]),
         node("ChainedScheduler", schedulers=[WARM_UP, node("StepLR", step_size=1)]),
+        own("linear", warmup=0.5),
+        own("multistep", warmup=0.1),
+        own("Plateau", warmup=0.5, patience=0, threshold=0.9),
     ],
 )  # fmt: skip
 def test_a_run_stopped_inside_an_epoch_goes_on_with_its_schedule(
@@ -318,6 +380,7 @@ def test_a_run_stopped_inside_an_epoch_goes_on_with_its_schedule(
     ("scheduler", "overrides", "line"),
     [
         (node("ReduceLROnPlateau", every="step"), [], "use scheduler.every=epoch"),
+        (own("Plateau", every="epoch"), [], "this schedule's warmup moves by steps"),
         (node("ReduceLROnPlateau", mode="max"), [], "use scheduler.mode=min or leave it out"),
         (node("OneCycleLR", max_lr=0.01, pct_start=1.0), [], "phase of the cycle without length"),
         (node("OneCycleLR", max_lr=0.01, pct_start=0.1),
@@ -388,7 +451,7 @@ def test_the_rates_of_further_groups_are_logged_where_they_differ(
 def test_a_rate_without_a_reference_for_the_groups_is_refused() -> None:
     opt = two_rates(nn.Linear(2, 2).parameters(), 0.1, 0.5)
     config = {
-        "trainer": {"epochs": 1, "monitor": "loss/valid"},
+        "trainer": {"epochs": 1, "steps": None, "monitor": "loss/valid"},
         "optimizer": {},
         "scheduler": node("OneCycleLR", max_lr=0.1),
     }

@@ -453,3 +453,32 @@ def test_the_line_about_a_module_names_all_that_are_not_trusted() -> None:
         check_names(config, [])
     assert "pass --trust nets --trust acts (in Python trust=['nets', 'acts'])" in str(raised.value)
     check_names(config, ["nets", "acts"])
+
+
+def metric(target: str) -> dict[str, Any]:
+    """A config with one metric."""
+    return {"metrics": {"it": {"_target_": target}}}
+
+
+def test_metrics_of_torchmetrics_over_classes_and_numbers_may_be_built() -> None:
+    for name in ("classification.MulticlassF1Score", "regression.R2Score"):
+        check_names(metric(f"torchmetrics.{name}"), [])
+        check_objects(metric(f"torchmetrics.{name}"), [])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torchmetrics.text.bert.BERTScore",  # downloads a model
+        "torchmetrics.classification.accuracy.torch.load",
+        "torchmetrics.classification.torch.hub.load",
+        "torchmetrics.regression.mae.Tensor",
+    ],
+)
+def test_nothing_else_of_torchmetrics_is_built(target: str) -> None:
+    def check() -> None:
+        check_names(metric(target), [])
+        check_objects(metric(target), [])
+
+    with pytest.raises(UsageError, match="not"):
+        check()
