@@ -319,6 +319,8 @@ def test_a_root_key_that_nothing_refers_to_is_told_where_notes_go(compose: Compo
         ("sweeps=first", "sweeps: unknown key; did you mean sweep?"),
         ("modle=mlp", "modle: unknown key; did you mean model?"),
         ("+optimiser=adam", "optimiser: unknown key; did you mean optimizer?"),
+        ("metrics=[acuracy]", "metrics=acuracy: no such option; did you mean metrics=accuracy?"),
+        ("callbacks=[ema,ea]", "callbacks=ea: no such option; did you mean callbacks=ema?"),
         ("model=mlpp", "model=mlpp: no such option; did you mean model=mlp?"),
         ("optimizer=Adamw", "optimizer=Adamw: no such option; did you mean optimizer=adamw?"),
         ("scheduler=cosin", "scheduler=cosin: no such option; did you mean scheduler=cosine?"),

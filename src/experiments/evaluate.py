@@ -127,16 +127,16 @@ def write_predictions(file: Path, objective: "Objective", loader: "Loader") -> N
     import torch
     from torch import Tensor
 
+    from experiments.training.evaluation import outputs_of
+
     found = []
-    with torch.no_grad():
-        for batch in loader.batches():
-            output = objective(batch)
-            if not isinstance(output.outputs, Tensor) or not isinstance(output.targets, Tensor):
-                raise UsageError(
-                    f"--predictions {file}: the step gives no tensors of outputs and targets; "
-                    "return experiments.StepOutput(loss, outputs, targets)"
-                )
-            found.append((output.outputs, output.targets))
+    for _, output in outputs_of(objective, loader):
+        if not isinstance(output.outputs, Tensor) or not isinstance(output.targets, Tensor):
+            raise UsageError(
+                f"--predictions {file}: the step gives no tensors of outputs and targets; "
+                "return experiments.StepOutput(loss, outputs, targets)"
+            )
+        found.append((output.outputs, output.targets))
     outputs, targets = (torch.cat(parts).cpu().numpy() for parts in zip(*found, strict=True))
     try:
         write(file, outputs, targets)
@@ -151,16 +151,15 @@ def confusion_matrix(objective: "Objective", loader: "Loader") -> list[list[int]
     import torch
 
     from experiments.training.accuracy import has_accuracy, is_of_classes
+    from experiments.training.evaluation import outputs_of
 
     of_classes = is_of_classes(objective.loss_func)
     ignored = getattr(objective.loss_func, "ignore_index", None)
     pairs = []
-    with torch.no_grad():
-        for batch in loader.batches():
-            output = objective(batch)
-            if not has_accuracy(output.outputs, output.targets, of_classes=of_classes):
-                return None
-            pairs.append((output.outputs.argmax(1).flatten(), output.targets.flatten()))
+    for _, output in outputs_of(objective, loader):
+        if not has_accuracy(output.outputs, output.targets, of_classes=of_classes):
+            return None
+        pairs.append((output.outputs.argmax(1).flatten(), output.targets.flatten()))
     predicted, targets = (torch.cat(parts) for parts in zip(*pairs, strict=True))
     # targets below 0 are of no class, and ignored by the loss
     counted = (targets >= 0) & (targets != ignored) if ignored is not None else targets >= 0

@@ -183,7 +183,13 @@ def _value_of(config: DictConfig) -> float:
     try:
         return run(config)
     except Diverged:
-        return -math.inf if maximizes(OmegaConf.to_container(config)) else math.inf  # type: ignore[arg-type]
+        # resolved, but not the rest, which may refer to secrets
+        nodes = {
+            key: OmegaConf.to_container(config[key], resolve=True)
+            for key in ("trainer", "metrics")
+            if key in config
+        }
+        return -math.inf if maximizes(nodes) else math.inf
     except UsageError as error:
         print(f"experiments: {error}", file=sys.stderr)
         return math.nan
@@ -304,7 +310,7 @@ def summary(run_directory: record.Run) -> str:
         tags = [tag for tag in metrics if tag.endswith(f"/{split}")][:MAX_SHOWN]
         return ", ".join(f"{tag} {metrics[tag]:.4f}" for tag in tags)
 
-    tested = numbers({tag: test[tag] for tag in test}, "test").replace("/test", "")
+    tested = numbers(test, "test").replace("/test", "")
     return (
         f"best  {numbers(best, 'valid')} (epoch {best['epoch']})\n"
         f"test  {tested} ({tested_weights(run_directory)})\n"

@@ -46,6 +46,11 @@ class SavedRun:
     objective: "Objective"
     statistics: Any = None
 
+    @property
+    def loss_state(self) -> dict[str, Any]:
+        """The loss's parameters and buffers at that checkpoint."""
+        return self.objective.loss_func.state_dict()
+
 
 def load_run(
     path: str | Path,

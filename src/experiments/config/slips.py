@@ -61,7 +61,7 @@ def _explain_choice(
                 return None
             return f"{given[0]}: the config chooses no {found[1]} yet; write +{given[0]}"
         return f"{found[1]}: no such group{suggest(found[1], options)}"
-    if found := re.search(r"ould not find '([\w/-]+)/([^'/]*)'", text):
+    if found := re.search(r"ould not (?:find|load) '([\w/-]+)/([^'/]*)'", text):
         group, name = found.groups()
         hint = suggest(name, options.get(group, []), group + "=")
         if group.startswith("hydra/") and name in PLUGINS:

@@ -156,7 +156,7 @@ def check_gradient(config: dict[str, Any], objective: Objective, train: Any, rea
     )
     if found is None or found.trains_model:
         return
-    group = "loss" if objective.is_supervised else "step"
+    group = objective.loss_group
     target = f"{group}._target_={config[group]['_target_']}"
     remedy = "leave out what cuts the loss off from the model: detach, no_grad, item, argmax"
     if not found.has_gradient:
@@ -217,7 +217,7 @@ def report_mean(config: dict[str, Any], objective: Objective, train: Any, read: 
     except Exception:  # the loss needs a whole batch, say
         return
     if not even:
-        group = "loss" if objective.is_supervised else "step"
+        group = objective.loss_group
         print(
             f"warning: {group}._target_={config[group]['_target_']}: the loss of a batch is not "
             "the mean of its rows' losses; means over batches (loss/train, loss/valid, loss/test, "

@@ -1,20 +1,34 @@
 """Evaluates an objective on a split: its mean loss, the numbers it names, and the metrics."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
 
-from experiments.data.loaders import Loader
+from experiments.data.loaders import Batch, Loader
 from experiments.data.nests import row_count
 from experiments.data.samples import preserved_generators, seed_generators
 from experiments.data.streams import derive
 from experiments.errors import Interrupted
 from experiments.training.means import evaluation_weights, mean_loss
 from experiments.training.metrics import Metric, Running
-from experiments.training.objective import Objective
+from experiments.training.objective import Objective, StepOutput
 
 __all__ = ["Metric", "evaluate"]
+
+
+@torch.no_grad()
+def outputs_of(objective: Objective, loader: Loader) -> Generator[tuple[Batch, StepOutput]]:
+    """Each batch of a loader with the step's output for it, in evaluation mode.
+
+    What the step draws is the same each time.
+    """
+    objective.eval()
+    with preserved_generators():
+        seed_generators(derive(0, "evaluate"))
+        for batch in loader.batches():
+            yield batch, objective(batch)
 
 
 @torch.no_grad()
@@ -32,15 +46,12 @@ def evaluate(
     target counts). What the step draws is the same in each evaluation. Raises Interrupted after a
     signal.
     """
-    objective.eval()
     weigh = evaluation_weights(objective, loader)
     losses, sizes, weights = [], [], []
     numbers: dict[str, list[Any]] = {}
     running = Running(metrics)
-    with preserved_generators():
-        seed_generators(derive(0, "evaluate"))
-        for batch in loader.batches():
-            output = objective(batch)
+    with contextlib.closing(outputs_of(objective, loader)) as found:
+        for batch, output in found:
             losses.append(output.loss)
             sizes.append(row_count(batch))
             if weigh is not None:

@@ -68,6 +68,11 @@ class Objective(nn.Module):
         """Whether the step is the default one, of pairs (x, y)."""
         return self.step is supervised
 
+    @property
+    def loss_group(self) -> str:
+        """The group of the config whose part decides the loss."""
+        return "loss" if self.is_supervised else "step"
+
     def forward(self, batch: Any) -> StepOutput:
         """The output of the step for a batch."""
         if self.takes_loss:

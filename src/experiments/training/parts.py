@@ -354,8 +354,7 @@ def check_fit(
             f"step._target_={config['step']['_target_']}: does not fit a batch of the data, "
             f"{describe(batch)} ({reason}); change the step, the model or data"
         ) from error
-    group = "loss" if objective.is_supervised else "step"
-    check_loss(config, output.loss, group)
+    check_loss(config, output.loss, objective.loss_group)
     for name, value in output.numbers.items():
         if not is_tensor(value) or value.ndim:
             raise UsageError(
