@@ -17,6 +17,7 @@ FLOORS = [
     ("sweeps", ("sweeps",)),
     ("job", ("job",)),
     ("train", ("train", "saved")),
+    ("recipes", ("recipes",)),
     ("results", ("results",)),
     ("compiled", ("compiled",)),
     ("training", ("training",)),

@@ -142,7 +142,7 @@ def test_a_regression_is_evaluated_by_its_loss(
 def test_a_sweep_is_told_that_there_is_none() -> None:
     sent: list[tuple[Any, ...]] = []
     parent = type("Parent", (), {"send": lambda self, message: sent.append(message)})()
-    reporter = ProgressReporter(parent, 2, 5)
+    reporter = ProgressReporter(parent, 2, 5, "loss/valid")
     reporter.epoch_end(1, {"loss/train_epoch": 0.5, "loss/valid": 0.4})
     kind, done, loss, (name, value) = sent[0]
     assert (kind, done, loss, name) == ("progress", 0.5, 0.5, "")

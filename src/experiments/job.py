@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.config import resolvers
 from experiments.config.compose import validate, written_overrides
-from experiments.config.monitoring import maximizes
+from experiments.config.monitoring import maximizes, monitored_first
 from experiments.config.secrets import redact, redact_logs, require
 from experiments.data import Data
 from experiments.directory import record
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from experiments.training.progress import Progress
 
     # arguments: number of epochs, number of batches per epoch
-    ProgressMaker = Callable[[int, int], Progress]
+    ProgressMaker = Callable[[int, int, str], Progress]
 
 MAX_SHOWN = 4  # numbers of a split in a line
 _warm = False  # whether a run of this process has ended
@@ -303,12 +303,13 @@ def tested_weights(run_directory: record.Run) -> str:
 def summary(run_directory: record.Run) -> str:
     """The last lines of a run's output: its results, its directory and how to view it."""
     best, test = run_directory.record["metrics"]["best"], run_directory.record["metrics"]["test"]
+    monitor = run_directory.record["config"]["trainer"]["monitor"]
     with where_typed():
         path = shlex.quote(display_path(run_directory.path))
 
     def numbers(metrics: dict[str, float], split: str) -> str:
-        tags = [tag for tag in metrics if tag.endswith(f"/{split}")][:MAX_SHOWN]
-        return ", ".join(f"{tag} {metrics[tag]:.4f}" for tag in tags)
+        tags = monitored_first((tag for tag in metrics if tag.endswith(f"/{split}")), monitor)
+        return ", ".join(f"{tag} {metrics[tag]:.4f}" for tag in tags[:MAX_SHOWN])
 
     tested = numbers(test, "test").replace("/test", "")
     return (

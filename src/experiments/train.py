@@ -49,15 +49,15 @@ def train(
     run: Run,
     stop_signal: Callable[[], int | None] = lambda: None,
     epochs: int | None = None,
-    progress: Callable[[int, int], Progress] = make_progress,
+    progress: Callable[[int, int, str], Progress] = make_progress,
     stop_evaluation: Callable[[], int | None] = lambda: None,
 ) -> float:
     """Train the model of a resolved config and write all results to the run directory.
 
     Continues from the run's newest checkpoint if there is one. With `epochs` it stops after that
-    many epochs and skips the test split. `progress` is called with the number of epochs and of
-    batches per epoch; `stop_signal` once a step and `stop_evaluation` once a batch of an
-    evaluation: each returns a signal's number or None. Returns the best value of
+    many epochs and skips the test split. `progress` is called with the number of epochs, that of
+    batches per epoch and the monitored number; `stop_signal` once a step and `stop_evaluation` once
+    a batch of an evaluation: each returns a signal's number or None. Returns the best value of
     `trainer.monitor`. Raises UsageError if the parts do not fit together, Diverged and Interrupted
     as `fit` does.
     """
@@ -84,7 +84,8 @@ def train(
     statistics.write(run.path, data.statistics)
     tracker = start_tracking(run, given) if saved is None else continue_tracking(run, saved)
     steps_per_epoch = -(-len(parts.train_loader) // trainer["accumulate"])
-    reporter = progress(run_epochs(trainer, steps_per_epoch), len(parts.train_loader))
+    epochs_to_run = run_epochs(trainer, steps_per_epoch)
+    reporter = progress(epochs_to_run, len(parts.train_loader), trainer["monitor"])
     # must come last: building the parts may have drawn from the generators
     if saved is None:
         seed_global(seed, "fit")

@@ -1,6 +1,6 @@
 """Whether more of the monitored number is better, as far as a config says. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from experiments.errors import UsageError
@@ -60,6 +60,13 @@ def require_mode(config: Mapping[str, Any], why: str) -> bool:
             "trainer.mode=max or trainer.mode=min"
         )
     return found
+
+
+def monitored_first(tags: Iterable[str], monitor: str) -> list[str]:
+    """The numbers of a split by tag: the loss, the monitored one, and the others in their order."""
+    name = monitor.rpartition("/")[0]
+    ranks = {"loss": 0, name: 1}
+    return sorted(tags, key=lambda tag: ranks.get(tag.rpartition("/")[0], 2))
 
 
 def mode_of(record: Mapping[str, Any]) -> bool:

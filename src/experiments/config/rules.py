@@ -74,4 +74,5 @@ TAG = Rule(
     "a number of the validation, NAME/valid, such as loss/valid or accuracy/valid",
     lambda value: isinstance(value, str) and value.endswith("/valid") and len(value) > 6,
 )
-SIZE = either(COUNT, choice("auto"))
+AUTO = choice("auto")
+SIZE = either(COUNT, AUTO)

@@ -9,6 +9,7 @@ from typing import Any
 from experiments.config.cuda import cuda_devices
 from experiments.config.names import flatten, format_value, suggest
 from experiments.config.rules import (
+    AUTO,
     COUNT,
     FLAG,
     FRACTION,
@@ -77,6 +78,10 @@ SCHEMA: Mapping[str, Rule] = {
     "model.layers": COUNT,
     "model.heads": COUNT,
     "model.code": COUNT,
+    "model.numbers": either(AUTO, number(low=0, whole=True)),
+    "model.cardinalities": either(AUTO, list_of(COUNT)),
+    "model.embedding": COUNT,
+    "model.target_scale": or_null(either(AUTO, list_of(number(), length=2))),
     "loss.label_smoothing": FRACTION,
     "loss.weight": or_null(either(choice("balanced"), list_of(number()))),
     "optimizer.lr": number(above=0),

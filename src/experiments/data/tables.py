@@ -86,8 +86,13 @@ def load(
         assert isinstance(whole, Part)
         names = chosen(whole.table, numbers, categories, apart)
         statistics = learn_all(parts["train"], names, missing, target, classes)
-    sizes = {"numbers": len(statistics["numbers"]), "cardinalities": cardinalities(statistics)}
+    sizes: dict[str, Any] = {
+        "numbers": len(statistics["numbers"]),
+        "cardinalities": cardinalities(statistics),
+    }
     splits: list[Any] = [encoded(parts[name], statistics) for name in SPLITS]
+    if statistics["target"]["classes"] is None and isinstance(splits[0], Split):
+        sizes["target_scale"] = scale_of(splits[0].y)
     return Data(*splits, sizes=sizes, statistics=statistics)
 
 
@@ -172,6 +177,12 @@ def divided(
         by = labels(whole, apart[0]).fill_null("").to_numpy().astype(str)
     rows = partition(len(whole.table), rule, by, own)
     return {name: Part(whole.table[part], whole.source, part) for name, part in rows.items()}
+
+
+def scale_of(y: Tensor) -> list[float]:
+    """The mean and the standard deviation of targets, float32 (rows, 1); 1 where they are equal."""
+    values = y.double()
+    return [float(values.mean()), float(values.std(correction=0)) or 1.0]
 
 
 def encoded(part: Part | Missing, statistics: Any) -> Split | Missing:

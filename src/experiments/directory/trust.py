@@ -21,14 +21,15 @@ from experiments.errors import UsageError
 HARMLESS = ("pathlib.Path", "torch.tensor")
 # The modules that targets of each group may come from, besides those passed with --trust.
 ALLOWED_MODULES: Mapping[str, tuple[str, ...]] = {
-    "data": ("experiments.data",),
+    "data": ("experiments.data", "experiments.recipes"),
     "loader": ("experiments.data.loaders", "experiments.data.samplers"),
-    "model": ("experiments.training.models", "torch.nn"),
+    "model": ("experiments.training.models", "experiments.recipes", "torch.nn"),
     "loss": ("torch.nn", "experiments.training.objective"),
-    "step": ("experiments.training.objective",),
+    "step": ("experiments.training.objective", "experiments.recipes"),
     "metrics": (
         "experiments.training.accuracy",
         "experiments.training.metrics",
+        "experiments.recipes",
         "torchmetrics.classification",
         "torchmetrics.regression",
     ),

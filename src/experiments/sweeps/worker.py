@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from functools import partial
 from multiprocessing import connection, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -28,6 +29,7 @@ from experiments import job, stdio
 from experiments.config import resolvers
 from experiments.config.compose import validate
 from experiments.config.hydra_versions import set_version_base
+from experiments.config.monitoring import monitored_first
 from experiments.config.secrets import redact
 from experiments.directory.allow_list import config_callbacks
 from experiments.directory.record import read_record
@@ -109,9 +111,7 @@ def run_in_directory(
             os.dup2(output.fileno(), sys.stderr.fileno())
 
         def task(config: DictConfig) -> float:
-            return job.run(
-                config, lambda epochs, batches: ProgressReporter(parent, epochs, batches)
-            )
+            return job.run(config, partial(ProgressReporter, parent))
 
         # as Hydra's own launchers do, so that the config's callbacks are called
         context = HydraContext(config_loader=None, callbacks=config_callbacks(composed))  # type: ignore[arg-type]
@@ -137,8 +137,8 @@ def run_in_directory(
 class ProgressReporter:
     """Sends the progress of a run to the sweep's parent, every REPORT_SECONDS and at epoch ends."""
 
-    def __init__(self, parent: Connection, epochs: int, batches: int) -> None:
-        self.parent, self.epochs, self.batches = parent, epochs, batches
+    def __init__(self, parent: Connection, epochs: int, batches: int, monitor: str) -> None:
+        self.parent, self.epochs, self.batches, self.monitor = parent, epochs, batches, monitor
         self.metric = ("", math.nan)  # the first one besides the loss
         self._sent = 0.0
 
@@ -151,7 +151,8 @@ class ProgressReporter:
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
         others = [tag for tag in metrics if tag.endswith("/valid") and tag != "loss/valid"]
         if others:
-            self.metric = others[0].removesuffix("/valid"), metrics[others[0]]
+            first = monitored_first(others, self.monitor)[0]
+            self.metric = first.removesuffix("/valid"), metrics[first]
         self.send(epoch / self.epochs, metrics["loss/train_epoch"])
         self.parent.send(("epoch", epoch, dict(metrics)))
 

@@ -38,6 +38,14 @@ def supervised(model: nn.Module, batch: Any, loss_func: Callable[..., Tensor]) -
     return StepOutput(loss_func(outputs, y), outputs, y)
 
 
+def multilabel(model: nn.Module, batch: Any, loss_func: Callable[..., Tensor]) -> StepOutput:
+    """The default step for targets that are labels, float of 0 and 1, of which a row may have any
+    number: the metrics get them as integers.
+    """
+    output = supervised(model, batch, loss_func)
+    return output._replace(targets=output.targets.long())
+
+
 class NoLoss(nn.Module):
     """Stands for the loss of a step that computes its own."""
 

@@ -5,6 +5,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from experiments.config.monitoring import monitored_first
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -23,43 +25,42 @@ class Progress(Protocol):
 MAX_METRICS = 3  # of a line
 
 
-def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float]) -> str:
+def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float], monitor: str) -> str:
     """The metrics of one epoch in a line that fits a narrow terminal."""
     return (
         f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss/train {metrics['loss/train_epoch']:.4f}  "
-        f"loss/valid {metrics['loss/valid']:.4f}  {metrics_text(metrics)}"
+        f"loss/valid {metrics['loss/valid']:.4f}  {metrics_text(metrics, monitor)}"
         f"{metrics['throughput']:,.0f} rows/s"
     )
 
 
-def validation_line(step: int, metrics: Mapping[str, float]) -> str:
+def validation_line(step: int, metrics: Mapping[str, float], monitor: str) -> str:
     """The metrics of a validation within an epoch."""
-    return (
-        f"step {step:,}  loss/valid {metrics['loss/valid']:.4f}  {metrics_text(metrics)}".rstrip()
-    )
+    others = metrics_text(metrics, monitor)
+    return f"step {step:,}  loss/valid {metrics['loss/valid']:.4f}  {others}".rstrip()
 
 
-def metrics_text(metrics: Mapping[str, float]) -> str:
+def metrics_text(metrics: Mapping[str, float], monitor: str) -> str:
     """The first numbers of a validation besides its loss, as a part of a line."""
-    names = [tag.removesuffix("/valid") for tag in metrics if tag.endswith("/valid")]
-    shown = [name for name in names if name != "loss"][:MAX_METRICS]
-    return "".join(f"{name} {metrics[f'{name}/valid']:.4f}  " for name in shown)
+    others = [tag for tag in metrics if tag.endswith("/valid") and tag != "loss/valid"]
+    shown = monitored_first(others, monitor)[:MAX_METRICS]
+    return "".join(f"{tag.removesuffix('/valid')} {metrics[tag]:.4f}  " for tag in shown)
 
 
 class EpochLines:
     """Prints a line at the end of each epoch."""
 
-    def __init__(self, epochs: int) -> None:
-        self.epochs = epochs
+    def __init__(self, epochs: int, monitor: str) -> None:
+        self.epochs, self.monitor = epochs, monitor
 
     def advance(self, epoch: int, batch: int, rows: int, losses: "Tensor") -> None:
         """Prints nothing within an epoch."""
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        print(epoch_line(epoch, self.epochs, metrics), flush=True)
+        print(epoch_line(epoch, self.epochs, metrics, self.monitor), flush=True)
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
-        print(validation_line(step, metrics), flush=True)
+        print(validation_line(step, metrics, self.monitor), flush=True)
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -68,7 +69,7 @@ class EpochLines:
 class ProgressBar:
     """A progress bar over all epochs, with metrics and remaining time, below the epoch lines."""
 
-    def __init__(self, epochs: int, batches: int) -> None:
+    def __init__(self, epochs: int, batches: int, monitor: str) -> None:
         # imported here, since only a terminal needs rich
         from rich import progress
         from rich.console import Console
@@ -79,7 +80,7 @@ class ProgressBar:
             TimeRemainingColumn,
         )
 
-        self.epochs, self.batches = epochs, batches
+        self.epochs, self.batches, self.monitor = epochs, batches, monitor
         columns = (
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
@@ -111,20 +112,26 @@ class ProgressBar:
         self._rows, self._drawn_at = 0, now
 
     def epoch_end(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self.metrics = metrics_text(metrics)
-        self.bar.console.print(epoch_line(epoch, self.epochs, metrics), highlight=False)
+        self.metrics = metrics_text(metrics, self.monitor)
+        line = epoch_line(epoch, self.epochs, metrics, self.monitor)
+        self.bar.console.print(line, highlight=False)
         self.bar.update(self.task, completed=epoch * self.batches, refresh=True)
         self._rows, self._drawn_at = 0, time.perf_counter()
 
     def validated(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.metrics = metrics_text(metrics)
-        self.bar.console.print(validation_line(step, metrics), highlight=False)
+        self.metrics = metrics_text(metrics, self.monitor)
+        line = validation_line(step, metrics, self.monitor)
+        self.bar.console.print(line, highlight=False)
 
     def close(self) -> None:
         self.bar.stop()
 
 
-def make_progress(epochs: int, batches: int) -> Progress:
-    """The bar or the lines, depending on standard output, for `epochs` epochs of `batches` each."""
-    terminal = sys.stdout.isatty()
-    return ProgressBar(epochs, batches) if terminal else EpochLines(epochs)
+def make_progress(epochs: int, batches: int, monitor: str) -> Progress:
+    """The bar or the lines, depending on standard output, for `epochs` epochs of `batches` each.
+
+    monitor: the number that is shown first after the loss
+    """
+    if sys.stdout.isatty():
+        return ProgressBar(epochs, batches, monitor)
+    return EpochLines(epochs, monitor)
