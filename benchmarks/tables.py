@@ -1,6 +1,8 @@
-"""The figures of scikit-learn's HistGradientBoosting on the diamonds of the recipes `regression` and
-`table`, on the same rows: `python benchmarks/tables.py` (with the extra `bench`).
+"""The figures of scikit-learn's HistGradientBoosting for the recipes `regression` and `table`, on
+the same rows: `python benchmarks/tables.py` (with the extra `bench`).
 """
+
+from typing import Any
 
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
@@ -18,25 +20,26 @@ def columns(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     """Fit both and print the figures of their test rows."""
-    for target in ("price", "cut"):
-        data = diamonds.load(target)
-        (x, y), (test_x, test_y) = columns(data.train), columns(data.test)
-        categories = list(range(data.sizes["numbers"], x.shape[1]))
-        options = {"categorical_features": categories, "random_state": 0}
-        if target == "cut":
-            for rounds in (100, 500):
-                model = HistGradientBoostingClassifier(max_iter=rounds, **options).fit(x, y)
-                found = model.predict(test_x)
-                print(f"cut, {rounds} rounds: macro-F1 {f1_score(test_y, found, average='macro'):.4f}"
-                      f", accuracy {accuracy_score(test_y, found):.4f}")  # fmt: skip
-            continue
+    for rounds in (100, 500):
+        x, y, test_x, test_y, options = rows("price")
         for loss in ("squared_error", "absolute_error"):
-            for rounds in (100, 500):
-                model = HistGradientBoostingRegressor(loss=loss, max_iter=rounds, **options)
-                found = model.fit(x, y).predict(test_x)
-                print(f"price, {loss}, {rounds} rounds: mean absolute error "
-                      f"{mean_absolute_error(test_y, found):.1f}, "
-                      f"R2 {r2_score(test_y, found):.4f}")  # fmt: skip
+            regressor = HistGradientBoostingRegressor(loss=loss, max_iter=rounds, **options)
+            found = regressor.fit(x, y).predict(test_x)
+            error, r2 = mean_absolute_error(test_y, found), r2_score(test_y, found)
+            print(f"price, {loss}, {rounds} rounds: mae {error:.1f}, R2 {r2:.4f}")
+        x, y, test_x, test_y, options = rows("cut")
+        found = HistGradientBoostingClassifier(max_iter=rounds, **options).fit(x, y).predict(test_x)
+        f1, accuracy = f1_score(test_y, found, average="macro"), accuracy_score(test_y, found)
+        print(f"cut, {rounds} rounds: macro-F1 {f1:.4f}, accuracy {accuracy:.4f}")
+
+
+def rows(target: str) -> tuple[Any, ...]:
+    """The inputs and targets to train on and of the test, and the options of both models."""
+    data = diamonds.load(target)
+    train, test = columns(data.train), columns(data.test)
+    numbers = data.sizes["numbers"]
+    categories = list(range(numbers, train[0].shape[1]))
+    return *train, *test, {"categorical_features": categories, "random_state": 0}
 
 
 if __name__ == "__main__":

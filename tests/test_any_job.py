@@ -125,6 +125,19 @@ def test_each_number_that_a_step_names_is_logged_like_the_loss(
     assert valid["loss/valid"] == pytest.approx(valid["kl/valid"] + valid["reconstruction/valid"])
 
 
+def test_an_epoch_may_end_before_the_first_validation(
+    compose: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, data = job_of(compose, "two-inputs", "trainer.steps=10", "trainer.evaluate_every=8")
+    assert go_on(tmp_path / "run", config, data) == "finished"
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first.startswith("epoch 1/2  loss/train ")
+    assert "loss/valid" not in first
+    assert second.startswith("step 8  loss/valid ")
+    assert third.startswith("epoch 2/2  loss/train ")
+    assert "loss/valid" in third
+
+
 def test_any_number_of_the_validation_can_be_monitored(compose: Compose, tmp_path: Path) -> None:
     config, data = job_of(compose, "vae", "trainer.monitor=kl/valid", "trainer.mode=max")
     go_on(tmp_path / "run", config, data)

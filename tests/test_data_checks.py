@@ -31,9 +31,9 @@ from experiments.training.checks import (
     check_values,
     report_mean,
 )
+from experiments.training.first_batch import check_batches
 from experiments.training.means import step_weights
 from experiments.training.objective import Objective
-from experiments.training.parts import check_batches
 from experiments.training.probe import probe
 from experiments.training.schedules import constant
 from experiments.training.steps import EagerSteps

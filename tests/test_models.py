@@ -19,12 +19,14 @@ from experiments.errors import UsageError
 from experiments.saved import load_run
 from experiments.training.build import build
 from experiments.training.determinism import prepare_torch
+from experiments.training.first_batch import check_fit
 from experiments.training.models import mlp
 from experiments.training.models.autoencoders import Autoencoder
 from experiments.training.models.images import ResNet
 from experiments.training.models.sequences import Transformer
+from experiments.training.models.tables import TableNet
 from experiments.training.objective import Objective
-from experiments.training.parts import build_model, check_fit
+from experiments.training.parts import build_model
 
 widths = st.lists(st.integers(1, 20), max_size=4)
 
@@ -93,6 +95,7 @@ SIZES = {
     "autoencoder": ["model.in_features=784"],
     "convnet": ["model.image=[1,28,28]", "model.out_features=10"],
     "resnet": ["model.image=[1,28,28]", "model.out_features=10"],
+    "table": ["model.numbers=784", "model.cardinalities=[]"],
     "transformer": ["model.vocabulary=2", "model.length=784"],
 }
 
@@ -360,3 +363,15 @@ def test_matmul_precision_is_that_of_the_run_started_last(
     assert torch.get_float32_matmul_precision() == "medium"
     prepare_torch(compose([])["trainer"])
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_the_model_of_tables_embeds_categories_and_scales_outputs() -> None:
+    model = TableNet(2, [4, 3], 1, hidden=[8], embedding=5, target_scale=(100.0, 10.0))
+    assert linears(model.layers) == [(12, 8), (8, 1)]
+    x = {"numbers": torch.randn(6, 2), "categories": torch.randint(3, (6, 2))}
+    plain = TableNet(2, [4, 3], 1, hidden=[8], embedding=5)
+    weights = {name: t for name, t in model.state_dict().items() if name not in ("mean", "std")}
+    plain.load_state_dict(weights, strict=False)
+    assert torch.allclose(model(x), plain(x) * 10 + 100)
+    other = {**x, "categories": 2 - x["categories"]}
+    assert not model(other).equal(model(x))

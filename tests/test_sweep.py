@@ -338,6 +338,15 @@ def test_a_run_that_a_signal_ended_is_not_started_again_by_a_pool_that_has_not_y
     assert (pool.retry_queue, ended) == ([], [job])
 
 
+def test_runs_whose_first_epoch_ends_before_a_validation_are_swept(
+    cli: Command, small_mnist_dir: Path
+) -> None:
+    steps = ["trainer.steps=15", "trainer.evaluate_every=12", f"data.path={small_mnist_dir}"]
+    completed = cli("-m", "optimizer.lr=0.05,0.1", *steps, "sweep=sparse")
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.count(" finished ") == 2
+
+
 # Workers, and a config that changes
 
 

@@ -146,9 +146,10 @@ class Pool:
         if message[0] == "progress":
             job.done, job.loss, job.metric = message[1:]
         elif message[0] == "epoch":
-            should_prune = job.done < 1 and self.should_prune(
-                job, message[1], message[2][job.monitor]
-            )
+            epoch, metrics = message[1:]
+            # an epoch may end before the first validation
+            judged = job.done < 1 and job.monitor in metrics
+            should_prune = judged and self.should_prune(job, epoch, metrics[job.monitor])
             if should_prune and not job.pruned:
                 job.pruned = worker.stop_requested = True
                 worker.process.terminate()

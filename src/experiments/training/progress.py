@@ -29,15 +29,20 @@ def epoch_line(epoch: int, epochs: int, metrics: Mapping[str, float], monitor: s
     """The metrics of one epoch in a line that fits a narrow terminal."""
     return (
         f"epoch {epoch:{len(str(epochs))}}/{epochs}  loss/train {metrics['loss/train_epoch']:.4f}  "
-        f"loss/valid {metrics['loss/valid']:.4f}  {metrics_text(metrics, monitor)}"
-        f"{metrics['throughput']:,.0f} rows/s"
+        f"{validation_text(metrics, monitor)}{metrics['throughput']:,.0f} rows/s"
     )
 
 
 def validation_line(step: int, metrics: Mapping[str, float], monitor: str) -> str:
     """The metrics of a validation within an epoch."""
-    others = metrics_text(metrics, monitor)
-    return f"step {step:,}  loss/valid {metrics['loss/valid']:.4f}  {others}".rstrip()
+    return f"step {step:,}  {validation_text(metrics, monitor)}".rstrip()
+
+
+def validation_text(metrics: Mapping[str, float], monitor: str) -> str:
+    """The numbers of the last validation as a part of a line; "" if there was none yet."""
+    if "loss/valid" not in metrics:
+        return ""
+    return f"loss/valid {metrics['loss/valid']:.4f}  {metrics_text(metrics, monitor)}"
 
 
 def metrics_text(metrics: Mapping[str, float], monitor: str) -> str:

@@ -11,7 +11,10 @@ from experiments.errors import UsageError
 
 AUTO = "auto"
 # The sizes that are found in the splits; a data set may tell others.
-NAMES = ("in_features", "in_channels", "out_features", "num_classes", "classes", "vocabulary")
+NAMES = (
+    *("in_features", "in_channels", "out_features", "num_classes", "classes", "num_labels"),
+    *("vocabulary", "numbers", "cardinalities", "target_scale"),
+)
 # The groups whose keys are filled.
 GROUPS = ("model", "loss", "step", "metrics", "augment")
 
@@ -64,4 +67,4 @@ def check_sizes(config: Mapping[str, Any]) -> None:
     """Raise UsageError for a size that is `auto` and that the data does not tell."""
     for key in auto_keys(config):
         if key.rpartition(".")[2] in NAMES:
-            raise UsageError(f"{key}=auto: the data does not say what it is; give a number")
+            raise UsageError(f"{key}=auto: the data does not say what it is; give a value")
