@@ -13,7 +13,7 @@ PICTURE = Path(__file__).with_name("floors.svg")
 
 # Top-level modules and packages. A module imports from its own floor or from those below it.
 FLOORS = [
-    ("commands", ("__init__", "__main__", "launch", "reproduce", "evaluate", "compare")),
+    ("commands", ("__init__", "__main__", "launch", "reproduce", "evaluate", "export", "compare")),
     ("sweeps", ("sweeps",)),
     ("job", ("job",)),
     ("train", ("train", "saved")),

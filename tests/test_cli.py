@@ -144,7 +144,7 @@ def test_the_commands_that_the_help_lists_have_a_help_of_their_own(watched: Comm
     modules = re.findall(
         r"^  python -m (experiments\.\w+) ", watched("--help").stdout, re.MULTILINE
     )
-    assert len(modules) == 3
+    assert len(modules) == 4
     for module in modules:
         completed = subprocess.run(
             [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True

@@ -22,6 +22,7 @@ from experiments.results.predictions import check_file, write
 
 if TYPE_CHECKING:
     from experiments.data.loaders import Loader
+    from experiments.saved import SavedRun
     from experiments.training.objective import Objective
 
 
@@ -72,15 +73,10 @@ def evaluate_run(
 
     from experiments.data.loaders import TensorLoader
     from experiments.directory.tracking import log_image
-    from experiments.job import load_data
     from experiments.training.evaluation import evaluate
     from experiments.training.parts import build_metrics, evaluation_loader
-    from experiments.training.saved_data import load_split
 
-    if saved.statistics is None:
-        rows = getattr(load_data(saved.config), split)
-    else:
-        rows = load_split(saved.config, split, saved.statistics)
+    rows = rows_of(saved, split)
     loader = evaluation_loader(saved.config, rows)
     if isinstance(loader, TensorLoader):
         loader.copies = True  # the model may write to its input
@@ -118,6 +114,16 @@ def evaluate_run(
         print(f"warning: {path}: the report is not saved ({error.strerror})", file=sys.stderr)
         return {**report, "files": []}
     return {**report, "files": [display_path(data_file), display_path(picture_file)]}
+
+
+def rows_of(saved: "SavedRun", split: str) -> Any:
+    """The rows of a saved run's split, encoded as when it began."""
+    from experiments.job import load_data
+    from experiments.training.saved_data import load_split
+
+    if saved.statistics is None:
+        return getattr(load_data(saved.config), split)
+    return load_split(saved.config, split, saved.statistics)
 
 
 def write_predictions(file: Path, objective: "Objective", loader: "Loader") -> None:

@@ -197,7 +197,7 @@ def selected(x: MappedArray, y: MappedArray, rows: Rows) -> Split:
     if last - first == len(rows):
         return mapped_split(x.part(first, last), y.part(first, last))
     whole, index = mapped_split(x, y), torch.from_numpy(rows)
-    return Split(whole.x[index], whole.y[index], pixels=True)
+    return Split(whole.x[index], whole.y[index], pixels=whole.pixels)
 
 
 def array_names(split: str) -> tuple[str, str]:
@@ -210,7 +210,7 @@ def mapped_split(x: MappedArray, y: MappedArray) -> MappedSplit:
     targets = y.tensor()
     if not targets.is_floating_point():
         targets = targets.long()  # no copy if it is int64 already
-    return MappedSplit(x.tensor(), targets, arrays=(x, y), pixels=True)
+    return MappedSplit(x.tensor(), targets, arrays=(x, y), pixels=x.dtype == np.uint8)
 
 
 def map_file(folder: Path, name: str) -> MappedArray:

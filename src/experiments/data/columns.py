@@ -183,18 +183,37 @@ def encode_part(part: Part, statistics: Mapping[str, Any]) -> Tensor | dict[str,
 
     Raises UsageError for a missing column or, unless they are filled, a missing value.
     """
-    import torch
-
     columns = []
     for name, learnt in statistics["numbers"].items():
-        values = number_values(part, name)
-        gaps = np.isnan(values)
-        refuse_missing(statistics, part, name, gaps)
-        values[gaps] = learnt["fill"]
+        values = inputs_of(part, name, statistics)
+        values[np.isnan(values)] = learnt["fill"]
         columns.append(((values - learnt["mean"]) / learnt["scale"]).astype(np.float32))
-    numbers = torch.from_numpy(stacked(columns, len(part.rows), np.float32))
+    return with_categories(stacked(columns, len(part.rows), np.float32), part, statistics)
+
+
+def raw_part(part: Part, statistics: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
+    """The same rows with their numbers as the file has them, float64 (rows, n), NaN for a missing
+    one that is to be filled: what an exported model takes.
+    """
+    columns = [inputs_of(part, name, statistics) for name in statistics["numbers"]]
+    return with_categories(stacked(columns, len(part.rows), np.float64), part, statistics)
+
+
+def inputs_of(part: Part, name: str, statistics: Mapping[str, Any]) -> NDArray[np.float64]:
+    """A column of numbers, as `number_values`, whose missing values are refused unless filled."""
+    values = number_values(part, name)
+    refuse_missing(statistics, part, name, np.isnan(values))
+    return values
+
+
+def with_categories(
+    numbers: NDArray[Any], part: Part, statistics: Mapping[str, Any]
+) -> Tensor | dict[str, Tensor]:
+    """The numbers of rows with the codes of their categories, if there are columns of them."""
+    import torch
+
     if not statistics["categories"]:
-        return numbers
+        return torch.from_numpy(numbers)
     codes = []
     for name, known in statistics["categories"].items():
         column = texts(part, name)
@@ -202,7 +221,7 @@ def encode_part(part: Part, statistics: Mapping[str, Any]) -> Tensor | dict[str,
         refuse_missing(statistics, part, name, gaps)
         codes.append(np.where(gaps, MISSING, coded(column, known, first_code(statistics))))
     return {
-        "numbers": numbers,
+        "numbers": torch.from_numpy(numbers),
         "categories": torch.from_numpy(stacked(codes, len(part.rows), np.int64)),
     }
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -43,6 +43,7 @@ class ImageFolder:
     fingerprint: the sha256 of the files and classes, so that they need not be decoded for it
     """
 
+    pixels: ClassVar[bool] = True  # x is bytes, scaled to [0, 1]
     files: list[Path]
     classes: list[int]
     form: Form

@@ -22,7 +22,8 @@ class Split:
     x: float32 or uint8 (rows, ...), or a nest of tensors: tuples, lists and dicts of them
     y: int64 (rows,) for classes, or any other tensor or nest of tensors; None: there are no targets
     pixels: whether uint8 x is scaled to float32 in [0, 1] by the loaders; False for codes, which
-        reach the model as they are. None scales, but a run says so, and refuses small bytes.
+        reach the model as they are. None scales, but a run says so, and refuses small bytes. An
+        exported model takes pixels as bytes, also those that the split holds scaled already.
     """
 
     x: Any

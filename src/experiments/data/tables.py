@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from experiments.data.columns import (
     encode_part,
     is_category,
     learn,
+    raw_part,
     require,
 )
 from experiments.data.partition import SPLITS, Rule, Share, partition
@@ -27,6 +29,18 @@ from experiments.errors import UsageError
 if TYPE_CHECKING:
     import polars as pl
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TableSplit(Split):
+    """Rows that saved statistics have encoded, with the part of the table that they are."""
+
+    part: Part = field(kw_only=True)
+    statistics: Any = field(kw_only=True)
+
+    def raw_x(self) -> Tensor | dict[str, Tensor]:
+        """x with its numbers as the file has them, see `columns.raw_part`."""
+        return raw_part(self.part, self.statistics)
 
 
 def load(
@@ -57,7 +71,8 @@ def load(
     missing: what to do with inputs that have no value: refuse, or fill
     valid, test: a file, or how many rows of `path`; `split` to `fold`: see `partition.Rule`
     group: the column of the groups that split=grouped keeps together
-    statistics: as an earlier call computed them; files of other splits may be gone then
+    statistics: as an earlier call computed them; files of other splits may be gone then, and each
+        split is a TableSplit
 
     Raises UsageError in one line for whatever does not fit.
     """
@@ -70,7 +85,8 @@ def load(
         raise UsageError(f"data.valid={valid}: validation is a fold; leave data.folds null")
     shares = {name: share for name, share in (("valid", valid), ("test", test)) if name not in own}
     rule = Rule(split, split_seed=split_seed, folds=folds, fold=fold, **shares)  # type: ignore[arg-type]
-    if statistics is not None:
+    is_saved = statistics is not None
+    if is_saved:
         check_statistics(statistics)
     parts = read_parts({"path": path, **own}, statistics)
     whole = parts.pop("path")
@@ -90,7 +106,7 @@ def load(
         "numbers": len(statistics["numbers"]),
         "cardinalities": cardinalities(statistics),
     }
-    splits: list[Any] = [encoded(parts[name], statistics) for name in SPLITS]
+    splits: list[Any] = [encoded(parts[name], statistics, keep=is_saved) for name in SPLITS]
     if statistics["target"]["classes"] is None and isinstance(splits[0], Split):
         sizes["target_scale"] = scale_of(splits[0].y)
     return Data(*splits, sizes=sizes, statistics=statistics)
@@ -185,9 +201,9 @@ def scale_of(y: Tensor) -> list[float]:
     return [float(values.mean()), float(values.std(correction=0)) or 1.0]
 
 
-def encoded(part: Part | Missing, statistics: Any) -> Split | Missing:
-    """A part as a split."""
+def encoded(part: Part | Missing, statistics: Any, *, keep: bool) -> Split | Missing:
+    """A part as a split, which keeps the part if it is asked to."""
     if isinstance(part, Missing):
         return part
-    x: Any = encode_part(part, statistics)
-    return Split(x, encode_target(part, statistics["target"]))
+    x, y = encode_part(part, statistics), encode_target(part, statistics["target"])
+    return TableSplit(x, y, part=part, statistics=statistics) if keep else Split(x, y)

@@ -139,10 +139,15 @@ def build_parts(
 def evaluation_loader(config: dict[str, Any], split: Any, device: str = "cpu") -> Loader:
     """The loader of a split whose rows are evaluated, each once and in order."""
     node = {key: value for key, value in config["loader"].items() if key != "sampler"}
-    collate = node.get("collate_fn") and build_callable("loader.collate_fn", node["collate_fn"])
-    options = evaluation_options(split, config["loader"]["batch_size"], collate)
+    options = evaluation_options(split, config["loader"]["batch_size"], collate_of(config))
     loader: Loader = build({**config, "loader": node}, "loader", split, device=device, **options)
     return loader
+
+
+def collate_of(config: dict[str, Any]) -> Any:
+    """What makes a batch of samples, where a config names it; None: the Dataset's own way."""
+    node = config["loader"].get("collate_fn")
+    return node and build_callable("loader.collate_fn", node)
 
 
 def build_objective(config: dict[str, Any], model: nn.Module, loss_func: nn.Module) -> Objective:
