@@ -42,7 +42,7 @@ Groups, chosen by group=option; a key of an option is set by group.key=value:
 Run directories, each command with a --help of its own:
 
   python -m experiments.compare DIR...      a ranked table and curves of all runs in DIR...
-  python -m experiments.evaluate RUN_DIR    metrics, figures for each class, confusion matrix
+  python -m experiments.evaluate RUN_DIR    metrics, figures of classes or residuals, a picture
   python -m experiments.export RUN_DIR      the model as a file that needs only torch
   python -m experiments.reproduce RUN_DIR   run it again and compare every number
 """

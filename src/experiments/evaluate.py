@@ -1,11 +1,14 @@
 """Evaluate a checkpoint of a run on a split: `python -m experiments.evaluate DIR`.
 
-Prints the loss, the metrics and, for classes, those of each class, and writes them with the
-confusion matrix, also as an image for TensorBoard, to the run directory.
+Prints the loss, the metrics and, for classes, those of each class, or, for a regression, figures of
+its residuals, and writes them to the run directory with a picture, also for TensorBoard: the
+confusion matrix, or predictions and residuals.
 """
 
 import argparse
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +22,7 @@ from experiments.errors import UsageError, exit_with_usage_error
 from experiments.results.confusion import class_metrics, confusion_picture
 from experiments.results.drawing import draw
 from experiments.results.predictions import check_file, write
+from experiments.results.residuals import residual_figures, residual_lines, residual_picture
 
 if TYPE_CHECKING:
     from experiments.data.loaders import Loader
@@ -61,9 +65,10 @@ def evaluate_run(
     predictions: Path | None = None,
 ) -> dict[str, Any]:
     """Loss and metrics of a saved run's checkpoint and, for classes, a confusion matrix and metrics
-    of each class, without the last two for more than MAX_CLASSES.
+    of each class, without the last two for more than MAX_CLASSES; for a regression the figures of
+    its residuals.
 
-    Writes `evaluation-CHECKPOINT-SPLIT.json` and, if there is a matrix, `.png` and, for a finished
+    Writes `evaluation-CHECKPOINT-SPLIT.json` and, if there are figures, `.png` and, for a finished
     run, a TensorBoard image to the run directory; and outputs and targets to `predictions`, if it
     is given. Raises UsageError if the run cannot be read.
     """
@@ -72,7 +77,6 @@ def evaluate_run(
     saved = load_run(path, "best" if checkpoint == "best" else "last", trust)
 
     from experiments.data.loaders import TensorLoader
-    from experiments.directory.tracking import log_image
     from experiments.training.evaluation import evaluate
     from experiments.training.parts import build_metrics, evaluation_loader
 
@@ -92,28 +96,69 @@ def evaluate_run(
     }
     if predictions is not None:
         write_predictions(predictions, objective, loader)
+    figures = figures_of(objective, loader)
+    if figures is not None:
+        report |= figures.numbers
+    return {**report, "files": save(path, report, figures)}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What fits a run's task besides loss and metrics.
+
+    tag: of the picture in TensorBoard, before the split and checkpoint
+    numbers: for the report. picture: draws the report
+    """
+
+    tag: str
+    numbers: dict[str, Any]
+    picture: Callable[[dict[str, Any]], bytes]
+
+
+def figures_of(objective: "Objective", loader: "Loader") -> Figures | None:
+    """The confusion matrix of classes, the residuals of a regression; None where neither fits."""
+    from experiments.training.regression import predictions
+
     matrix = confusion_matrix(objective, loader)
     if matrix is not None:
-        report |= {"classes": class_metrics(matrix), "confusion": matrix}
+        numbers = {"classes": class_metrics(matrix), "confusion": matrix}
+        return Figures("confusion", numbers, confusion_picture)
+    pairs = predictions(objective, loader)
+    if pairs is None:
+        return None
+    return Figures(
+        "residuals",
+        {"residuals": residual_figures(*pairs)},
+        lambda report: residual_picture(report, *pairs),
+    )
+
+
+def save(path: Path, report: dict[str, Any], figures: Figures | None) -> list[str]:
+    """Write a report and its picture to the run directory and, for a finished run, the picture to
+    TensorBoard; the files that were written. A directory that cannot be written is told.
+    """
+    from experiments.directory.tracking import log_image
+
+    split, checkpoint = report["split"], report["checkpoint"]
     data_file = path / f"evaluation-{checkpoint}-{split}.json"
     picture_file = data_file.with_suffix(".png")
     picture = None
-    if matrix is not None:
-        picture = draw(picture_file, lambda: confusion_picture(report))
+    if figures is not None:
+        picture = draw(picture_file, lambda: figures.picture(report))
     unchanged = picture_file.exists() and picture_file.read_bytes() == picture
     try:
         durable.write(data_file, dumps(report, indent=2).encode() + b"\n")
-        if picture is None:
+        if figures is None or picture is None:
             picture_file.unlink(missing_ok=True)
-            return {**report, "files": [display_path(data_file)]}
+            return [display_path(data_file)]
         durable.write(picture_file, picture)
         # TensorBoard follows the newest events file: a new one would hide a live run's later events
         if not unchanged and read_record(path)["state"] == "finished":
-            log_image(path, f"confusion/{split}_{checkpoint}", saved.step, picture)
+            log_image(path, f"{figures.tag}/{split}_{checkpoint}", report["step"], picture)
     except OSError as error:  # it may be someone else's run
         print(f"warning: {path}: the report is not saved ({error.strerror})", file=sys.stderr)
-        return {**report, "files": []}
-    return {**report, "files": [display_path(data_file), display_path(picture_file)]}
+        return []
+    return [display_path(data_file), display_path(picture_file)]
 
 
 def rows_of(saved: "SavedRun", split: str) -> Any:
@@ -189,7 +234,7 @@ def as_text(report: dict[str, Any]) -> str:
         f"{''.join(numbers)}{report['rows']} rows",
     ]
     if "classes" not in report:
-        return "\n".join([*lines, *report["files"]])
+        return "\n".join([*lines, *residual_lines(report.get("residuals", [])), *report["files"]])
     lines += ["class   rows  precision  recall      f1"]
     lines += [
         f"{metrics['class']:5} {metrics['rows']:6}     {metrics['precision']:.4f}  "
