@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from objectives import READ, evaluated
 from saved_runs import SMALL, assert_same_run, go_on, kill_after, record
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
 from experiments import job
@@ -34,6 +36,7 @@ from experiments.training.checks import (
 from experiments.training.first_batch import check_batches
 from experiments.training.means import step_weights
 from experiments.training.objective import Objective
+from experiments.training.parts import FunctionLoss
 from experiments.training.probe import probe
 from experiments.training.schedules import constant
 from experiments.training.steps import EagerSteps
@@ -235,6 +238,71 @@ def test_a_target_that_no_output_stands_for_is_refused_in_every_split(
     check_values(
         CONFIG, Objective(linear(), nn.CrossEntropyLoss()), data(**{name: kind(rows)}), READ
     )
+
+
+def labelled(*targets: int) -> Split:
+    """Rows with these targets."""
+    return Split(torch.zeros(len(targets), 4), torch.tensor(targets))
+
+
+def checked(found: Data, loss_func: nn.Module | None = None, outputs: int = 10) -> None:
+    """Check the targets of a linear model's data."""
+    objective = Objective(nn.Linear(4, outputs), loss_func or nn.CrossEntropyLoss())
+    check_values(CONFIG, objective, found, READ)
+
+
+@pytest.mark.parametrize("name", ["valid", "test"])
+@pytest.mark.parametrize("kind", ["tensors", "samples"])
+@pytest.mark.parametrize("loss_func", [
+    nn.CrossEntropyLoss(), FunctionLoss(partial(functional.cross_entropy, label_smoothing=0.1)),
+])  # fmt: skip
+def test_a_class_that_no_training_row_has_is_refused(
+    loss_func: nn.Module, kind: str, name: str
+) -> None:
+    splits: dict[str, Any] = {
+        "train": labelled(0, 1, 3, 0), "valid": labelled(0, 1), "test": labelled(3, 1),
+        name: labelled(0, 2, 2, 1),
+    }  # fmt: skip
+    if kind == "samples":
+        splits = {key: TensorDataset(part.x, part.y) for key, part in splits.items()}
+    words = f"^data: row 1 of {name} has the class 2, which no training row has"
+    with pytest.raises(UsageError, match=words) as refused:
+        checked(Data(**splits), loss_func)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("found", "loss_func"),
+    [
+        (Data(labelled(0, 1), labelled(0, 1), labelled(1)), nn.CrossEntropyLoss()),
+        (Data(labelled(0, 1), labelled(0, -100), labelled(1)), nn.CrossEntropyLoss()),
+        (Data(labelled(0, 1), labelled(0, 9), labelled(1)), nn.CrossEntropyLoss(ignore_index=9)),
+        (Data(labelled(0, 1), labelled(0, 9), labelled(1)),
+         FunctionLoss(partial(functional.cross_entropy, ignore_index=9))),
+        (Data(labelled(0, 1), labelled(0, 9), labelled(1)), FunctionLoss(lambda a, b: a.sum())),
+    ],
+    ids=["no row of it", "ignored", "ignored by number", "ignored by a function",
+         "a loss of one's own"],
+)  # fmt: skip
+def test_a_class_without_training_rows_is_fine_where_nothing_is_to_be_learnt(
+    found: Data, loss_func: nn.Module
+) -> None:
+    checked(found, loss_func)
+
+
+def test_words_of_a_text_need_not_be_in_its_training_part() -> None:
+    splits = (Split(torch.zeros(1, 10, 4), torch.tensor([[0, 1, word]])) for word in (2, 3, 4))
+    checked(Data(*splits), outputs=3)
+
+
+def test_more_classes_than_are_told_apart_are_rather_words() -> None:
+    train, valid = labelled(*range(1500)), labelled(1500)
+    checked(Data(train, valid, valid), outputs=1501)
+
+
+def test_integers_that_are_numbers_are_no_classes() -> None:
+    splits = (Split(torch.zeros(2, 4), torch.tensor(y)) for y in ([1, 2], [3, 4], [70_000, 5]))
+    checked(Data(*splits), nn.MSELoss(), outputs=2)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])

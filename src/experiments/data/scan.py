@@ -18,6 +18,8 @@ from experiments.errors import UsageError
 
 # The rows of a Dataset that are read if it brings a fingerprint of its own.
 FIRST_ROWS = 8
+# Targets that lie further apart are rather numbers, or words, than classes.
+MAX_SPAN = 1 << 16
 
 
 @dataclass
@@ -28,6 +30,8 @@ class Scan:
         `x`, `y`, or `x.image` of a nest
     lowest, highest: the extremes of integer targets, where y is one tensor of integers
     classes: the first row of each integer target of a Dataset
+    targets: the integer targets, where each row has one; None if they are not known, or span more
+        than MAX_SPAN
     uneven: the first tensor of a Dataset whose shape differs from that in row 0, in words
     """
 
@@ -37,6 +41,7 @@ class Scan:
     highest: int | None = None
     classes: dict[int, int] = field(default_factory=dict)
     uneven: str | None = None
+    targets: set[int] | None = None
 
     def look(self, name: str, values: Tensor, first: int, row_size: int) -> None:
         """Note what some consecutive values hold: flat, of the tensor with this name, the first of
@@ -53,6 +58,15 @@ class Scan:
             self.lowest = low if self.lowest is None else min(low, self.lowest)
             self.highest = high if self.highest is None else max(high, self.highest)
 
+    def note_targets(self, values: Tensor) -> None:
+        """Note the integer targets of some rows, (rows,), which have been looked at."""
+        if self.lowest is None or self.highest is None or self.highest - self.lowest > MAX_SPAN:
+            self.targets = None
+        elif self.targets is not None:
+            low = int(values.min())
+            counts = torch.bincount(values.long() - low)
+            self.targets |= {low + target for target in counts.nonzero().flatten().tolist()}
+
     def may_contain(self, target: int) -> bool:
         """Whether a target lies between the extremes of the integer targets."""
         if self.lowest is None or self.highest is None:
@@ -66,15 +80,26 @@ def scan(split: Split | torch.utils.data.Dataset[Any]) -> Scan:
         return scan_samples(split)
     split = cast(Split, split)
     found = Scan()
+    if one_class_each(split.y):
+        found.targets = set()
     named = [*named_leaves(split.x, "x"), *named_leaves(split.y, "y")]
     tensors = {name: tensor for name, tensor in named if tensor is not None}
     sizes = {name: max(1, tensor[:1].numel()) for name, tensor in tensors.items()}
 
     def look(name: str, values: Tensor, first: int) -> None:
         found.look(name, values, first, sizes[name])
+        if name == "y" and found.targets is not None and len(values):
+            found.note_targets(values)
 
     found.fingerprint = fingerprint(tensors, split.release, look)
     return found
+
+
+def one_class_each(y: object) -> bool:
+    """Whether targets are one integer for each row."""
+    if not isinstance(y, Tensor) or y.ndim != 1:
+        return False
+    return not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
 
 
 def scan_samples(dataset: Any) -> Scan:
@@ -113,6 +138,8 @@ def scan_samples(dataset: Any) -> Scan:
             "row"
         )
     found.fingerprint = digest.hexdigest()
+    if own is None and shapes.get("y") == ():
+        found.targets = set(found.classes)
     if own is not None:
         found.fingerprint = str(own() if callable(own) else own)
     return found

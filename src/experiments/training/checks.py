@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from experiments.data import Data, Split, reads_samples
 from experiments.data.loaders import Batch, BatchRows, select
 from experiments.data.nests import is_tensor, map_tensors
+from experiments.data.partition import MAX_CLASSES
 from experiments.data.scan import Scan
 from experiments.directory.checkpoints import serialize
 from experiments.errors import UsageError
+from experiments.training.accuracy import is_of_classes
 from experiments.training.means import is_mean_over_rows, target_weights
 from experiments.training.objective import Objective, StepOutput
 from experiments.training.probe import probe
@@ -45,6 +47,7 @@ def check_values(config: dict[str, Any], objective: Objective, data: Data, read:
         found = data.scans[name]
         if objective.is_supervised:
             check_targets(objective, name, split, found, read)
+            check_seen(objective, name, split, found, data.scans["train"])
         for part, row in found.not_finite.items():
             if copes(objective, split, row, read):
                 continue
@@ -80,6 +83,29 @@ def check_targets(objective: Objective, name: str, split: Any, found: Scan, read
             print(f"warning: {message}, so loss/test is NaN", file=sys.stderr)
         else:
             raise UsageError(f"{message}, so there is no loss; use other rows")
+
+
+def check_seen(objective: Objective, name: str, split: Any, found: Scan, train: Scan) -> None:
+    """Raise UsageError for a class that rows of a split have and no training row has, if a loss of
+    classes counts it. More than MAX_CLASSES are rather words, of which a text may have new ones.
+    """
+    function = getattr(objective.loss_func, "function", objective.loss_func)
+    if found.targets is None or train.targets is None or len(train.targets) > MAX_CLASSES:
+        return
+    if not is_of_classes(getattr(function, "func", function)):
+        return
+    given = getattr(function, "keywords", {}).get("ignore_index", -100)
+    unseen = found.targets - train.targets - {getattr(function, "ignore_index", given)}
+    if not unseen:
+        return
+    target = min(unseen)
+    row = found.classes.get(target)
+    if row is None:
+        row = int((split.y == target).nonzero()[0])
+    raise UsageError(
+        f"data: row {row} of {name} has the class {target}, which no training row has; move some "
+        "rows of that class to the training split, or leave them out"
+    )
 
 
 def first_outside(split: Any, found: Scan, classes: int, ignored: int) -> tuple[int, int] | None:
