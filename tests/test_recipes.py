@@ -38,7 +38,7 @@ SMALL = {
     "mnist_mlp": [*MNIST, "model.hidden=[16,16]"],
     "mnist_convnet": [*MNIST, *CONVOLUTIONS],
     "fashion_mnist": [*MNIST, *CONVOLUTIONS],
-    "fine_tuning": ["+data.path={mnist}", *CONVOLUTIONS, "data.rows=200", "init.run={pretrained}"],
+    "fine_tuning": ["+data.path={mnist}", *CONVOLUTIONS, "init.run={pretrained}"],
     "two_inputs": ["+data.path={mnist}", "model.width=16"],
     "vae": [*MNIST, "model.hidden=[16]"],
     "characters": ["data.length=32", "model.width=32", "model.layers=1"],
@@ -67,8 +67,8 @@ def pretrained(
 ) -> Path:
     """A run that the fine-tuning starts from."""
     path = tmp_path_factory.mktemp("pretrained") / "run"
-    small = [option.format(mnist=small_mnist_dir) for option in SMALL["fashion_mnist"]]
-    config = written(["experiment=fashion_mnist", *FEW_STEPS, *small])
+    small = [option.format(mnist=small_mnist_dir) for option in SMALL["mnist_convnet"]]
+    config = written(["experiment=mnist_convnet", *FEW_STEPS, *small])
     go_on(path, config, load_data(config))
     return path
 

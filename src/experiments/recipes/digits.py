@@ -1,4 +1,4 @@
-"""Jobs that are made from MNIST: two inputs in a dict, and few rows to learn from."""
+"""Jobs that are made from MNIST: two inputs in a dict, and few rows of another task."""
 
 import torch
 from torch import Tensor, nn
@@ -41,13 +41,14 @@ class Sum(nn.Module):
         return logits
 
 
-def few(rows: int = 500, path: str | None = None) -> Data:
-    """MNIST's images with its first rows alone to train on.
+def parity(rows: int = 100, path: str | None = None) -> Data:
+    """Whether a digit is odd, with MNIST's first rows alone to train on.
 
-    x: float32 (rows, 1, 28, 28); y: int64 (rows,)
+    x: float32 (rows, 1, 28, 28); y: int64 (rows,), 1 for odd digits
 
     path: as of `mnist.load`
     """
     data = mnist.load(path, images=True)
-    train = Split(data.train.x[:rows].clone(), data.train.y[:rows].clone(), pixels=True)
-    return Data(train, data.valid, data.test)
+    train = Split(data.train.x[:rows].clone(), data.train.y[:rows] % 2, pixels=True)
+    valid, test = (Split(s.x, s.y % 2, pixels=True) for s in (data.valid, data.test))
+    return Data(train, valid, test)
