@@ -12,7 +12,8 @@ from saved_runs import SMALL, call, go_on, record
 
 from experiments import evaluate, job
 from experiments.data import Missing, Split
-from experiments.data.images import ImageFolder, load
+from experiments.data.images import Form, ImageFolder, load
+from experiments.data.loaders import TorchLoader
 from experiments.errors import UsageError
 
 
@@ -44,6 +45,8 @@ def test_images_in_memory_are_bytes_with_the_channels_first(folder: str) -> None
     assert torch.equal(data.train.y == 1, data.train.x[:, 0, 1, 1] >= 100)
     assert data.statistics == {"classes": ["cat", "dog"]}
     assert data.sizes["num_classes"] == 2
+    assert data.sizes["in_channels"] == 3
+    assert load(folder, grayscale=True).sizes["in_channels"] == 1
 
 
 def test_a_dataset_has_the_same_rows_as_memory(folder: str) -> None:
@@ -132,6 +135,52 @@ def test_what_is_no_image_of_the_set_is_named(
     damage(Path(folder))
     with pytest.raises(UsageError, match=words):
         load(folder, memory=True, split="random")
+
+
+def noise(file: Path) -> bytes:
+    """A larger image, saved to a file."""
+    pixels = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file)
+    return file.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+@pytest.mark.parametrize("kept", [0.5, 0.97])
+def test_a_file_whose_end_is_missing_is_found_before_training(
+    kept: float, kind: str, tmp_path: Path
+) -> None:
+    for number in range(24):
+        label = tmp_path / "pets" / "ab"[number % 2]
+        label.mkdir(parents=True, exist_ok=True)
+        noise(label / f"{number:02}.{kind}")
+    path = str(tmp_path / "pets")
+    load(path)
+    file = tmp_path / "pets" / "b" / f"15.{kind}"
+    file.write_bytes(file.read_bytes()[: int(kept * file.stat().st_size)])
+    with pytest.raises(UsageError, match=rf"15\.{kind}: cannot be decoded .*; copy it again"):
+        load(path)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_a_file_with_something_behind_its_end_is_fine(kind: str, folder: str) -> None:
+    file = Path(folder) / "cat" / f"00.{kind}"
+    content = noise(file)
+    file.write_bytes(content + b"\0 a comment")
+    load(folder, resize=[4, 6])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_is_damaged_inside_is_told_in_one_line_when_it_is_read(
+    num_workers: int, tmp_path: Path
+) -> None:
+    content = bytearray(noise(tmp_path / "a.png"))
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.png").write_bytes(content)
+    images: Any = ImageFolder([tmp_path / "a.png"], [0], Form(None, False))
+    loader = TorchLoader(images, batch_size=1, num_workers=num_workers)
+    with pytest.raises(UsageError, match=r"a\.png: cannot be decoded .*; copy it again") as told:
+        list(loader.batches())
+    assert "\n" not in str(told.value)
 
 
 def test_a_class_that_only_the_test_has_is_named(tmp_path: Path) -> None:

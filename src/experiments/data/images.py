@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 100_000_000  # of one image; a small file can claim any number
 MAX_BYTES = 1 << 30  # of one file
+ENDS = (b"IEND\xaeB`\x82", b"\xff\xd9")  # of a complete PNG and JPEG file
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def load(
         for name in SPLITS
     ]  # fmt: skip
     sizes = {"num_classes": len(names), "out_features": len(names)}
+    sizes["in_channels"] = 1 if grayscale else 3
     return Data(*splits, sizes=sizes, statistics={"classes": names})
 
 
@@ -221,6 +223,8 @@ def as_split(
             )
         if memory:
             pixels.append(decoded(file, content, form))
+        elif not content.endswith(ENDS):
+            decoded(file, content, form)  # it is truncated, or has something behind its end
     files, labels = [file for file, _ in images], [label for _, label in images]
     if memory:
         return Split(torch.stack(pixels), torch.tensor(labels), pixels=True)

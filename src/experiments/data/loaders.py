@@ -286,6 +286,8 @@ class TorchLoader:
         with starting_loader_workers():
             batches = iter(loader)
         for batch in batches:
+            if isinstance(batch, UsageError):  # of a worker
+                raise batch
             moved = map_tensors(lambda t: t.to(self.device, non_blocking=True), batch)
             yield moved if self.split is None else self.split.scaled(moved)
 

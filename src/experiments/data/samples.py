@@ -10,6 +10,7 @@ import torch
 import torch.utils.data
 
 from experiments.data.streams import derive
+from experiments.errors import UsageError
 
 Collate = Callable[[list[Any]], Any]
 
@@ -40,11 +41,20 @@ class Samples(torch.utils.data.Dataset[Any]):
             return self.read(row)
 
     def __getitems__(self, rows: Sequence[int]) -> Any:
-        """The batch of some rows, for a DataLoader whose `collate_fn` leaves it as it is."""
-        with preserved_generators():
-            samples = [self.read(row) for row in rows]
-            seed_generators(derive(self.seed, "collate", self.epoch, rows[0]))
-            return self.collate(samples)
+        """The batch of some rows, for a DataLoader whose `collate_fn` leaves it as it is.
+
+        In a DataLoader's worker a UsageError is returned, not raised, since DataLoader would make a
+        traceback of its line.
+        """
+        try:
+            with preserved_generators():
+                samples = [self.read(row) for row in rows]
+                seed_generators(derive(self.seed, "collate", self.epoch, rows[0]))
+                return self.collate(samples)
+        except UsageError as error:
+            if torch.utils.data.get_worker_info() is None:
+                raise
+            return error
 
     def read(self, row: int) -> Any:
         """The sample of a row, which leaves the generators as its stream has them."""
