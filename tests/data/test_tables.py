@@ -320,3 +320,38 @@ def test_the_option_takes_the_keys_of_its_function(
     node = compose(["data=table", "data.path=a.csv", "data.target=b", "data.valid=v.csv",
                     "data.test=0.2", "data.numbers=[x,y]", "data.fold=1"])["data"]  # fmt: skip
     assert (node["valid"], node["test"], node["numbers"]) == ("v.csv", 0.2, ["x", "y"])
+
+
+def test_a_parquet_file_that_is_cut_off_anywhere_is_told_in_one_line(
+    table: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cut.parquet"
+    import polars as pl
+
+    pl.read_csv(table).write_parquet(file)
+    content = file.read_bytes()
+    capfd.readouterr()
+    for size in {0, 1, 4, 8, 12, len(content) - 1, *range(0, len(content), 97)}:
+        file.write_bytes(content[:size])
+        with pytest.raises(
+            UsageError, match=r"cut\.parquet: cannot be read .*; save it again"
+        ) as told:
+            load(str(file), "kind")
+        assert "\n" not in str(told.value)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20, (1 << 32) - 1])
+def test_a_parquet_file_whose_footer_is_not_inside_it_is_told_in_one_line(
+    size: int, table: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "footer.parquet"
+    import polars as pl
+
+    pl.read_csv(table).write_parquet(file)
+    content = file.read_bytes()
+    file.write_bytes(content[:-8] + size.to_bytes(4, "little") + content[-4:])
+    capfd.readouterr()
+    with pytest.raises(UsageError, match=r"footer\.parquet: cannot be read .*; save it again"):
+        load(str(file), "kind")
+    assert capfd.readouterr().err == ""
