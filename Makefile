@@ -1,6 +1,6 @@
 # make train   run the main job (make train ARGS="optimizer=adam trainer.epochs=5")
 # make test    run the tests
-# make test-recipes   every recipe of conf/experiment, from training to a sweep
+# make test-long   the proofs that take minutes: compiled steps, every recipe, searches
 # make check   format, lint and types, then the tests
 # make test-hydra-1.4   the tests of what Hydra does, with the pre-release of Hydra 1.4
 # make clean   remove what the others made, but no runs
@@ -15,7 +15,7 @@ HYDRA_TESTS = $(addprefix tests/test_,$(addsuffix .py,allow_list build cli confi
 	hydra_versions idioms plain readme references reproduce resolvers search secrets suggestions \
 	sweep trust))
 
-.PHONY: train test test-recipes test-hydra-1.4 check clean
+.PHONY: train test test-long test-hydra-1.4 check clean
 
 train: $(INSTALLED)
 	$(BIN)/python -m experiments $(ARGS)
@@ -23,11 +23,11 @@ train: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
-test-recipes: $(INSTALLED)
-	$(BIN)/python -m pytest -n auto -m recipes tests/test_recipes.py $(ARGS)
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m long $(ARGS)
 
 test-hydra-1.4: $(NEXT_INSTALLED)
-	$(NEXT_VENV)/bin/python -m pytest -n auto --dist loadfile $(HYDRA_TESTS) $(ARGS)
+	$(NEXT_VENV)/bin/python -m pytest -n auto --dist loadfile -m 'long or not long' $(HYDRA_TESTS) $(ARGS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -39,6 +39,8 @@ from experiments.training.models import mlp
 from experiments.training.objective import Objective
 from experiments.training.schedules import constant
 
+pytestmark = pytest.mark.long
+
 SINGLE_THREAD_FLOPS = compiled.SINGLE_THREAD_FLOPS
 Compose = Callable[[list[str]], dict[str, Any]]
 Command = Callable[..., subprocess.CompletedProcess[str]]

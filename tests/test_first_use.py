@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, FinishedRun
 
+pytestmark = pytest.mark.long
+
 Module = Callable[..., list[str]]
 
 

@@ -270,6 +270,7 @@ COMPILED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", COMPILED)
 def test_compiled_a_models_numbers_are_the_eager_ones_to_rounding(
     option: str,

@@ -1,5 +1,5 @@
 """Every recipe in conf/experiment: trained for a few steps, killed, resumed, reproduced, swept,
-compared, evaluated and loaded. `make test-recipes` runs them.
+compared, evaluated and loaded. `make test-long` runs them.
 """
 
 import csv
@@ -23,7 +23,7 @@ from experiments.job import load_data
 from experiments.training.evaluation import evaluate, outputs_of
 from experiments.training.parts import build_metrics, evaluation_loader
 
-pytestmark = pytest.mark.recipes
+pytestmark = pytest.mark.long
 
 RECIPES = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 FEW_STEPS = [

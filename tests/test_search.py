@@ -32,6 +32,8 @@ from experiments.errors import UsageError
 from experiments.sweeps.search import search_space
 from experiments.sweeps.study import Setting, describe, open_study
 
+pytestmark = pytest.mark.long
+
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
 

@@ -25,6 +25,8 @@ FRAGILE = """
 from pathlib import Path
 from torch import nn
 
+pytestmark = pytest.mark.long
+
 def model():
     if Path("fragile").exists():
         raise KeyError("a mistake of ours")
