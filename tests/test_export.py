@@ -329,6 +329,58 @@ def test_a_model_that_draws_in_an_evaluation_draws_in_the_program_too(
     assert not torch.equal(program(x)[0], program(x)[0])
 
 
+class Writing(nn.Module):
+    """A model that writes to its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: dict[str, Tensor]) -> Tensor:
+        return self.layer(x["numbers"].mul_(2))  # type: ignore[no-any-return]
+
+
+def test_a_model_that_writes_to_its_input_is_compared_on_what_it_was_given(
+    compose: Compose, tmp_path: Path
+) -> None:
+    data = jobs.two_inputs()
+    file = exported(own_job(compose, "Writing"), data, tmp_path / "run", __name__, "jobs")
+    model = load_run(tmp_path / "run", trust=[__name__, "jobs"]).model
+    program = torch.export.load(file).module()
+    x = data.test.x
+    with torch.no_grad():
+        expected = model({"numbers": x["numbers"].clone(), "codes": x["codes"]})
+    torch.testing.assert_close(program(x), expected)
+
+
+class Listed(nn.Module):
+    """A model that is given a list of rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.EmbeddingBag(5, 1)
+
+    def forward(self, rows: list[Tensor]) -> Tensor:
+        return self.layer(torch.stack(rows)).squeeze(1)  # type: ignore[no-any-return]
+
+
+def listed_step(model: nn.Module, batch: dict[str, Any], loss_func: nn.Module) -> Tensor:
+    loss: Tensor = loss_func(model([*batch["ids"]]), batch["y"])
+    return loss
+
+
+def test_a_list_with_an_entry_for_each_row_is_told(compose: Compose, tmp_path: Path) -> None:
+    config = own_job(
+        compose, "Listed", data={"_target_": "jobs.sequences"},
+        step={"_target_": f"{__name__}.listed_step"}, loss={"_target_": "torch.nn.MSELoss"},
+        loader={**compose(["loader=torch"])["loader"], "batch_size": 16},
+    )  # fmt: skip
+    config["metrics"] = {}
+    go_on(tmp_path / "run", config, jobs.sequences())
+    with pytest.raises(UsageError, match="takes lists or dicts whose lengths differ"):
+        export_run(tmp_path / "run", "best", ["jobs", __name__])
+
+
 class Choosing(nn.Module):
     """A model whose layer depends on its input."""
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -142,22 +142,39 @@ def model_calls(
     found = []
     for number in (traced, *COMPARED):
         batch, raw = raw_batch(split, [row % len(split) for row in range(number)], collate)
-        calls: list[Any] = []
-        handle = objective.model.register_forward_pre_hook(
-            lambda _, args, kwargs, calls=calls: calls.append((args, kwargs)),
-            prepend=True,
-            with_kwargs=True,
-        )
-        with handle, torch.no_grad(), repeatable():
+        calls: list[Call] = []
+        with (
+            recorded_calls(objective.model, raw, number, calls),
+            torch.no_grad(),
+            repeatable(),
+        ):
             objective.eval()(batch)
         if not calls:
             raise UsageError(
                 f"{target}: the step calls parts of the model, not the model itself, so it is "
                 "not known what a program would take; give it a forward and call that"
             )
-        leaves, spec = tree_flatten(calls[0])
-        found.append(Call(leaves, [raw.get(id(leaf)) for leaf in leaves], spec, number))
+        found.append(calls[0])
+    if any(call.spec != found[0].spec for call in found):
+        raise UsageError(
+            f"{target}: takes lists or dicts whose lengths differ between batches, and a program's "
+            "arguments have one form; have the step give the model tensors"
+        )
     return found
+
+
+@contextlib.contextmanager
+def recorded_calls(
+    model: nn.Module, raw: Mapping[int, Tensor], rows: int, calls: list[Call]
+) -> Iterator[None]:
+    """Append each call of a model to a list, with copies of its tensors, to which it may write."""
+
+    def record(module: nn.Module, args: Any, kwargs: Any) -> None:
+        leaves, spec = tree_flatten((args, kwargs))
+        calls.append(Call(copies(leaves), [raw.get(id(leaf)) for leaf in leaves], spec, rows))
+
+    with model.register_forward_pre_hook(record, prepend=True, with_kwargs=True):
+        yield
 
 
 @contextlib.contextmanager
