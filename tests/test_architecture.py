@@ -75,7 +75,14 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["compare", "directory.record", "results.pictures", "sweeps.search", "config.compose"],
+    [
+        "compare",
+        "export",
+        "directory.record",
+        "results.pictures",
+        "sweeps.search",
+        "config.compose",
+    ],
 )
 def test_what_needs_no_tensor_imports_no_torch(module: str) -> None:
     program = f"import sys, experiments.{module}; sys.exit('torch' in sys.modules)"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TableSplit(Split):
-    """Rows that saved statistics have encoded, with the part of the table that they are."""
+    """Rows that saved statistics, a parameter of `load`, have encoded, with their table."""
 
     part: Part = field(kw_only=True)
     statistics: Any = field(kw_only=True)
@@ -71,8 +71,7 @@ def load(
     missing: what to do with inputs that have no value: refuse, or fill
     valid, test: a file, or how many rows of `path`; `split` to `fold`: see `partition.Rule`
     group: the column of the groups that split=grouped keeps together
-    statistics: as an earlier call computed them; files of other splits may be gone then, and each
-        split is a TableSplit
+    statistics: as an earlier call computed them; files of other splits may be gone then
 
     Raises UsageError in one line for whatever does not fit.
     """
@@ -85,8 +84,7 @@ def load(
         raise UsageError(f"data.valid={valid}: validation is a fold; leave data.folds null")
     shares = {name: share for name, share in (("valid", valid), ("test", test)) if name not in own}
     rule = Rule(split, split_seed=split_seed, folds=folds, fold=fold, **shares)  # type: ignore[arg-type]
-    is_saved = statistics is not None
-    if is_saved:
+    if is_saved := statistics is not None:
         check_statistics(statistics)
     parts = read_parts({"path": path, **own}, statistics)
     whole = parts.pop("path")

@@ -36,26 +36,40 @@ def as_file(target: str, program: Program, calls: Sequence[Call], metadata: str)
 
     Raises UsageError with torch's reason if it cannot be traced or written.
     """
+    reasons = []
+    for strict in (False, True):
+        try:
+            with quiet(), torch.no_grad(), repeatable():
+                found = traced(program, calls, strict=strict)
+                file = io.BytesIO()
+                torch.export.save(found, file, extra_files={"metadata.json": metadata})
+                return file.getvalue()
+        except Exception as error:
+            reasons.append(f"{reason_of(error)}{user_line(error.__traceback__)}")
+    raise UsageError(
+        f"{target}: torch.export cannot trace it ({reasons[0]}); compute with tensors alone, "
+        "whatever they hold and however many rows there are, as torch.where does in place of if"
+    )
+
+
+def traced(
+    program: Program, calls: Sequence[Call], *, strict: bool
+) -> torch.export.ExportedProgram:
+    """The program as torch.export traces it.
+
+    strict: by reading the model's bytecode, which finds the number of rows in len(x), too, but
+        knows less of Python than running the model does
+    """
     args, kwargs = raw_arguments(calls[0], program.encoders)
     leaves, _ = tree_flatten((args, kwargs))
     shapes: Any = torch.export.ShapesCollection()
     for leaf, dims in zip(leaves, dynamic_dims(calls), strict=True):
         if isinstance(leaf, Tensor):
             shapes[leaf] = dims
-    file = io.BytesIO()
-    try:
-        with quiet(), torch.no_grad(), repeatable():
-            found = torch.export.export(program, args, kwargs, dynamic_shapes=shapes)
-            for node in found.graph.nodes:
-                node.meta.pop("stack_trace", None)  # it names files of this machine
-            torch.export.save(found, file, extra_files={"metadata.json": metadata})
-    except Exception as error:
-        raise UsageError(
-            f"{target}: torch.export cannot trace it ({reason_of(error)}"
-            f"{user_line(error.__traceback__)}); compute with tensors alone, whatever they hold "
-            "and however many rows there are, as torch.where does in place of if"
-        ) from error
-    return file.getvalue()
+    found = torch.export.export(program, args, kwargs, dynamic_shapes=shapes, strict=strict)
+    for node in found.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names files of this machine
+    return found
 
 
 def dynamic_dims(calls: Sequence[Call]) -> list[dict[int, Any]]:
@@ -90,12 +104,12 @@ def quiet() -> Iterator[None]:
 
 
 def reason_of(error: Exception) -> str:
-    """What torch.export says first, in one line."""
+    """The first sentence of what torch.export says."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     if lines and lines[0].startswith("Constraints violated"):
         lines = lines[1:]
-    first = lines[0].partition(" For more information")[0] if lines else type(error).__name__
-    return first[:MAX_REASON].rstrip(".")
+    sentence = lines[0].partition(". ")[0] if lines else type(error).__name__
+    return sentence[:MAX_REASON].rstrip(".")
 
 
 def check_file(target: str, program: Program, calls: Sequence[Call], content: bytes) -> None:

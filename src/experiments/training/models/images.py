@@ -125,7 +125,7 @@ def as_images(x: Tensor, image: tuple[int, ...] | None) -> Tensor:
     and their shape is unknown.
     """
     if image is not None:
-        return x.reshape(len(x), *image)
+        return x.reshape(x.shape[0], *image)
     if x.ndim == 2:
         side = math.isqrt(x.shape[1])
         shape = f"[1,{side},{side}]" if side**2 == x.shape[1] else "[channels,height,width]"
