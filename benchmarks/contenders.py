@@ -111,15 +111,17 @@ def ours(task: Task, epoch_end: EpochEnd, *more: str, spent: Counter[str] | None
         model = {"_target_": "experiments.training.models.mlp", "in_features": widths[0]}
         model |= {"hidden": list(widths[1:-1]), "out_features": widths[-1], "dropout": 0.0}
 
-    def show(epochs: int, batches: int) -> Progress:
-        shown = make_progress(epochs, batches)
+    def show(epochs: int, batches: int, monitor: str) -> Progress:
+        shown = make_progress(epochs, batches, monitor)
 
         def end(epoch: int, metrics: dict[str, float]) -> None:
             shown.epoch_end(epoch, metrics)
             epoch_end(metrics["accuracy/valid"], **(spent or {}))
             (spent or {}).clear()
 
-        return SimpleNamespace(advance=shown.advance, epoch_end=end, close=shown.close)
+        return SimpleNamespace(
+            advance=shown.advance, epoch_end=end, validated=shown.validated, close=shown.close
+        )
 
     project(task.data, overrides, show, model)
 

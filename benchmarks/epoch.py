@@ -78,7 +78,7 @@ def bare_epochs(data: Data, epochs: int, batch_size: int, lr: float, momentum: f
 def project(
     data: Data,
     overrides: list[str],
-    show: Callable[[int, int], Progress],
+    show: Callable[[int, int, str], Progress],
     model: dict[str, Any] | None = None,
 ) -> None:
     """A run as the command line's, everything on, in a directory that is removed again.
@@ -98,12 +98,13 @@ def project_epochs(data: Data, overrides: list[str], epochs: int) -> float:
     """Seconds an epoch of the project's, from the first step to the last checkpoint."""
     stamps = []
 
-    def show(epochs: int, batches: int) -> Progress:
-        shown = make_progress(epochs, batches)
+    def show(epochs: int, batches: int, monitor: str) -> Progress:
+        shown = make_progress(epochs, batches, monitor)
         stamps.append(time.perf_counter())
         return SimpleNamespace(
             advance=shown.advance,
             epoch_end=shown.epoch_end,
+            validated=shown.validated,
             close=lambda: stamps.append(time.perf_counter()),
         )
 
