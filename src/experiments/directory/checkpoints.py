@@ -24,6 +24,9 @@ from experiments.directory import durable
 from experiments.directory.checkpoint_files import Entry, entries
 from experiments.errors import UsageError
 
+# The types of values that JSON holds as they are.
+PLAIN = frozenset({type(None), bool, int, float, str})
+
 
 class Checkpoints:
     """The checkpoints of one run, and when the next one is due.
@@ -132,6 +135,8 @@ def serialize(content: dict[str, Any]) -> bytes:
             return {"dict": [[key, pack(item, f"{path}.{key}")] for key, item in value.items()]}
         if isinstance(value, list | tuple):
             kind = "list" if isinstance(value, list) else "tuple"
+            if PLAIN.issuperset(map(type, value)):  # generators have a thousand numbers
+                return {kind: value}
             return {kind: [pack(item, f"{path}.{i}") for i, item in enumerate(value)]}
         if value is None or isinstance(value, bool | int | float | str):
             return value
