@@ -1,14 +1,14 @@
-"""An epoch of each recipe, everything on, against the same epoch in a loop written by hand.
+"""An epoch of the main job and of each recipe against the same epoch in a loop written by hand.
 
     python benchmarks/recipes.py [--rounds N] [recipes...]
 
-Both train in one process, in turn, an epoch each: ours from the end of one epoch's line to the end
-of the next one's, with its validation, logs and checkpoints; the loop by hand (hand_loops.py) with
-the same parts and initial weights, and with what this project sets for the process: its settings of
-the allocator, and optimizer steps that enter no profiler. Only torch's deterministic mode is off
-while it runs. The first epoch of both is left out. Both have one thread, whatever the recipe says:
-the threads of torch wait for each other by spinning, which would count as work. Prints medians of
-ratios, of processor time and of wall-clock time, and writes all figures to
+Both train in one process, in turn, an epoch each: ours, everything on, from the end of one epoch's
+line to the end of the next one's, with its validation, logs and checkpoints; the loop by hand
+(hand_loops.py) with the same parts and initial weights, and with what this project sets for the
+process: its settings of the allocator, and optimizer steps that enter no profiler. Only torch's
+deterministic mode is off while it runs. The first epoch of both is left out. Both have one thread,
+whatever the recipe says: the threads of torch wait for each other by spinning, which would count as
+work. Prints medians of ratios, of processor time and of wall-clock time, and writes all figures to
 docs/benchmarks-recipes.json.
 """
 
@@ -47,6 +47,7 @@ from experiments.training.sizes import sizes_of, with_sizes
 
 FIGURES = Path(__file__).parent.parent / "docs" / "benchmarks-recipes.json"
 Figures = dict[str, Any]
+MAIN = "main"  # names the job without a recipe
 
 # Of recipes whose epoch takes long, the first rows of each split: one of so many.
 SHARES = {
@@ -163,7 +164,8 @@ def timed_metrics(figures: Figures) -> Iterator[None]:
 def composed(name: str, rounds: int) -> tuple[dict[str, Any], list[str]]:
     """The config of a recipe, and its overrides."""
     length = [f"trainer.epochs={rounds + 1}", "trainer.test=last", "trainer.threads=1"]
-    overrides = [f"experiment={name}", *length, *OVERRIDES.get(name, [])]
+    recipe = [] if name == MAIN else [f"experiment={name}"]
+    overrides = [*recipe, *length, *OVERRIDES.get(name, [])]
     with hydra.initialize_config_dir(str(CONF), "experiments", **VERSION_BASE):
         return validate(hydra.compose("config", overrides)), overrides
 
@@ -244,7 +246,8 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", help="all of conf/experiment if none is named")
     parser.add_argument("--rounds", type=int, help="epochs of each, after one to warm up")
     args = parser.parse_args()
-    names = args.recipes or sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+    recipes = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+    names = args.recipes or [MAIN, *recipes]
     saved = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     print("| recipe | rows | batch | by hand, CPU s | ours, CPU | wall | metrics |")
     print("|---|---|---|---|---|---|---|")
