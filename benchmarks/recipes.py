@@ -62,7 +62,7 @@ SHARES = {
     "vae": 4,
 }
 # Rounds of recipes whose epoch is short.
-ROUNDS = {"gan": 40, "regression": 20, "table": 20, "two_inputs": 15, "tutorial": 15}
+ROUNDS = {"gan": 60, "main": 20, "regression": 60, "table": 60, "tutorial": 20}
 # A recipe that starts from another run's weights starts from random ones here.
 OVERRIDES = {"fine_tuning": ["init.exclude=null"]}
 
@@ -252,7 +252,7 @@ def main() -> None:
     print("| recipe | rows | batch | by hand, CPU s | ours, CPU | wall | metrics |")
     print("|---|---|---|---|---|---|---|")
     for name in names:
-        figures = measure(name, args.rounds or ROUNDS.get(name, 7))
+        figures = measure(name, args.rounds or ROUNDS.get(name, 10))
         saved = {"machine": machine(), **saved, name: figures}
         print(line(name, figures), flush=True)
         FIGURES.write_text(json.dumps(saved, indent=1) + "\n")
