@@ -133,7 +133,7 @@ def test_hydra_run_dir_names_the_directory_and_a_second_run_in_it_is_refused(
 
 
 def test_help_lists_every_group_and_option_and_imports_no_torch(watched: Command) -> None:
-    completed = watched("--help")
+    completed = watched("--help", env={"COLUMNS": "200"})
     assert (completed.returncode, completed.stderr) == (0, "")
     for group, options in list_options([CONF]).items():
         [line] = re.findall(rf"^  {group} +(.*)$", completed.stdout, re.MULTILINE)
@@ -191,6 +191,15 @@ def test_every_command_in_the_help_composes(
     for command in commands:
         words = [word for word in shlex.split(command) if "=" in word]
         compose([re.sub(r",.*", "", word) for word in words])
+
+
+@pytest.mark.parametrize("columns", ["60", "200"])
+def test_the_options_of_a_group_fit_the_terminal(columns: str, watched: Command) -> None:
+    shown = watched("--help", env={"COLUMNS": columns}).stdout
+    groups = shown.partition("group.key=value:\n")[2].partition("  resume=")[0]
+    assert max(map(len, groups.splitlines())) <= int(columns)
+    options = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+    assert " ".join(options) in " ".join(groups.replace("*", "").replace(",", "").split())
 
 
 def test_help_waits_for_no_other_package() -> None:

@@ -98,6 +98,8 @@ def print_help(words: list[str]) -> None:
     Raises UsageError.
     """
     from argparse import ArgumentParser
+    from shutil import get_terminal_size
+    from textwrap import wrap
 
     from experiments.config.search_path import CONF, config_directories, list_options
 
@@ -106,14 +108,15 @@ def print_help(words: list[str]) -> None:
     parser.add_argument("--config-dir", "-cd", nargs="?")
     directories = config_directories(parser.parse_known_args(words)[0])
     defaults = (CONF / "config.yaml").read_text()
-    lines = []
+    lines, width = [], get_terminal_size((100, 0)).columns
     for group, options in list_options(directories).items():
         chosen = (f"- {group}: {{}}\n", f"- {group}: [{{}}]")  # one option, or a list of one
         marked = (
             f"{name}*" if any(line.format(name) in defaults for line in chosen) else name
             for name in options
         )
-        lines.append(f"  {group:12} {', '.join(marked)}")
+        text = f"{group:12} {', '.join(marked)}"
+        lines += wrap(text, width, initial_indent="  ", subsequent_indent=" " * 15)
     print(HELP.format(groups="\n".join(lines)), end="")
 
 

@@ -43,10 +43,9 @@ class GAN(nn.Module):
         self.generator = mlp(noise, [width, width], 2)
         self.critic = mlp(2, [width, width], 1)
 
-    def forward(self, rows: int) -> Tensor:
-        """Points that the generator makes, float32 (rows, 2)."""
-        weight = next(self.generator.parameters())
-        points: Tensor = self.generator(torch.randn(rows, self.noise, device=weight.device))
+    def forward(self, noise: Tensor) -> Tensor:
+        """Points that the generator makes of noise: float32 (rows, noise) -> float32 (rows, 2)"""
+        points: Tensor = self.generator(noise)
         return points
 
 
@@ -64,18 +63,24 @@ class Adversaries:
 
         x: float32 (batch, 2)
         """
-        made = model(len(x))
+        made = make(model, x)
         losses = {"critic": critic_loss(model, x, made), "generator": generator_loss(model, made)}
         return StepOutput(losses["critic"] + losses["generator"], made, x, losses)
 
     def update(self, model: GAN, x: Tensor) -> StepOutput:
         """Take both steps."""
-        critic = critic_loss(model, x, model(len(x)).detach())
+        critic = critic_loss(model, x, make(model, x).detach())
         take(self.of_critic, critic)
-        generator = generator_loss(model, model(len(x)))
+        generator = generator_loss(model, make(model, x))
         take(self.of_generator, generator)
         losses = {"critic": critic.detach(), "generator": generator.detach()}
         return StepOutput(losses["critic"] + losses["generator"], numbers=losses)
+
+
+def make(model: GAN, x: Tensor) -> Tensor:
+    """As many points as real ones, from normal noise, float32 (rows, 2)."""
+    points: Tensor = model(torch.randn(len(x), model.noise, device=x.device))
+    return points
 
 
 def critic_loss(model: GAN, x: Tensor, made: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from experiments.data.loaders import Loader
 from experiments.training.evaluation import outputs_of
-from experiments.training.objective import Objective
+from experiments.training.objective import NoLoss, Objective
 
 # More columns than this are rather an image or a sequence, for which residuals say little.
 MAX_COLUMNS = 16
@@ -39,7 +39,11 @@ def predictions(objective: Objective, loader: Loader) -> tuple[Array, Array] | N
 
 
 def predicts_numbers(loss_func: nn.Module) -> bool:
-    """Whether a loss may compare predictions with targets: all but torch's others do."""
+    """Whether a loss may compare predictions with targets: all but torch's others do. What a step
+    without a loss compares is unknown, as the points that a GAN makes with real ones.
+    """
+    if isinstance(loss_func, NoLoss):
+        return False
     function: Any = getattr(loss_func, "function", None)  # with _partial_: true
     function = getattr(function, "func", function)
     if getattr(function, "__module__", "") in (functional.__name__, "torch._C._nn"):
