@@ -22,6 +22,7 @@ from terminal import run_in_terminal
 from under_way import UnderWay
 
 from experiments import job
+from experiments.config.monitoring import maximizes
 from experiments.config.names import run_name
 from experiments.directory.checkpoints import Checkpoints
 from experiments.directory.claim import LOCK_FILE, lock_directory
@@ -345,6 +346,19 @@ def test_runs_whose_first_epoch_ends_before_a_validation_are_swept(
     completed = cli("-m", "optimizer.lr=0.05,0.1", *steps, "sweep=sparse")
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout.count(" finished ") == 2
+
+
+def test_the_record_of_a_run_says_whether_more_of_an_own_metric_is_better(
+    finished_run: FinishedRun, tmp_path: Path
+) -> None:
+    path = shutil.copytree(finished_run.path, tmp_path / "run")
+    config = {**record(path)["config"], "metrics": {"mine": {"_target_": "mine.Metric"}}}
+    config["trainer"] = {**config["trainer"], "monitor": "mine/valid"}
+    change_record(path, mode="max", config=config)
+    job = Job("run", path, OmegaConf.create(), maximize=maximizes(config))
+    assert job.maximize is None
+    Pool(1, on_job_end=lambda job: None).end(job, "finished", 0.5, None)
+    assert job.maximize
 
 
 # Workers, and a config that changes

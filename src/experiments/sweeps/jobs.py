@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from experiments.config.compose import enter, validate, without_hydra
 from experiments.config.hydra_versions import override_dirname, written_dirname
-from experiments.config.monitoring import maximizes
+from experiments.config.monitoring import maximizes, mode_of
 from experiments.config.names import flatten, format_value, run_name
 from experiments.config.references import RESOLVER, references, resolvers_used
 from experiments.config.secrets import reject_in_directory
@@ -45,7 +45,7 @@ class Job:
     composed: DictConfig
     state: str = "waiting"
     monitor: str = "loss/valid"
-    maximize: bool = False  # whether more of it is better
+    maximize: bool | None = False  # whether more of it is better; None until its record says
     done: float = 0.0  # fraction of its epochs that are done
     loss: float = math.nan
     metric: tuple[str, float] = ("", math.nan)  # the first one besides the loss
@@ -139,7 +139,7 @@ def place_job(
     continuation.configs[path] = text
     name = str(path.relative_to(directory))
     job = Job(name, path, composed, monitor=config["trainer"]["monitor"],
-              maximize=bool(maximizes(config)))  # fmt: skip
+              maximize=maximizes(config))  # fmt: skip
     if not (path / "run.json").exists():
         notices += changed_references(others, config, composed)
     else:
@@ -148,6 +148,7 @@ def place_job(
         record = read_record(path)
         if record["state"] in COMPLETED:
             job.state, job.reused = record["state"], True
+            job.maximize = mode_of(record)
             job.value = record.get("metrics", {}).get("best", {}).get(job.monitor)
             supersede_later_runs(record, job.path, first, continuation)
     return job, notices

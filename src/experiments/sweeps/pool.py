@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from experiments.config.compose import validate, written_overrides
 from experiments.config.cuda import cuda_devices
+from experiments.config.monitoring import mode_of
 from experiments.directory import record
 from experiments.errors import UsageError
 from experiments.interrupt import STOP_SIGNALS, Interrupt
@@ -161,6 +162,8 @@ class Pool:
         """Store how a job ended; a job that was stopped by mistake goes to the retry queue."""
         job.state, job.value, job.error = state, value, error
         job.seconds = time.monotonic() - job.started
+        if job.maximize is None and state in ("finished", "diverged"):
+            job.maximize = mode_of(record.read_record(job.path))
         if job.state == "interrupted" and job.pruned:
             job.state = "pruned"
             try:
