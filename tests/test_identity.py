@@ -16,13 +16,13 @@ import pytest
 from experiments.directory import identity
 from experiments.directory.identity import differences, identify, own_modules
 
+pytestmark = pytest.mark.long
+
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 NET = """
 from torch import nn
 from layers import activation
-
-pytestmark = pytest.mark.long
 def make(in_features=784, out_features=10):
     return nn.Sequential(nn.Linear(in_features, 8), activation(), nn.Linear(8, out_features))
 """

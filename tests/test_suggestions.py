@@ -18,14 +18,14 @@ from under_way import UnderWay
 import experiments
 from experiments.errors import UsageError
 
+pytestmark = pytest.mark.long
+
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
 
 FRAGILE = """
 from pathlib import Path
 from torch import nn
-
-pytestmark = pytest.mark.long
 
 def model():
     if Path("fragile").exists():
