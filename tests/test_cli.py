@@ -219,7 +219,7 @@ def test_an_abbreviated_help_flag_is_one(flag: str, watched: Command) -> None:
 def test_help_lists_the_options_of_a_config_dir_too(watched: Command, tmp_path: Path) -> None:
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "special.yaml").touch()
-    completed = watched("--help", "--config-dir", "mine")
+    completed = watched("--help", "--config-dir", "mine", env={"COLUMNS": "200"})
     assert re.search(r"^  model .*\bspecial\b", completed.stdout, re.MULTILINE)
 
 
