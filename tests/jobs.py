@@ -159,6 +159,32 @@ def mean_gap(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets).abs().mean()
 
 
+def no_gap(outputs: Tensor, targets: Tensor) -> None:
+    """A metric that forgets to return its value."""
+    mean_gap(outputs, targets)
+
+
+def named_step(model: nn.Module, x: Tensor, name: str) -> StepOutput:
+    """A step that names a number."""
+    output = model(x)[0]
+    loss = functional.mse_loss(output, x)
+    return StepOutput(loss, output, x, numbers={name: 2 * loss})
+
+
+def forgetful_step(model: nn.Module, x: Tensor) -> None:
+    """A step that forgets to return its loss."""
+    named_step(model, x, "twice")
+
+
+def several(model: nn.Module, metrics: dict[str, float], log: Any, log_image: Any) -> None:
+    """A callback as its attributes would suggest."""
+
+
+def log_loss(validated: Validated) -> None:
+    """A callback that logs what the run does."""
+    validated.log({"loss/valid": 1.0})
+
+
 class Drawing:
     """A callback that draws and counts."""
 

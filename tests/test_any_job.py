@@ -169,6 +169,31 @@ REFUSED: dict[str, tuple[str, list[str], dict[str, Any], str]] = {
                                      "out_features": 2}}, "model.in_features=auto"),
     "compiling a step of its own": (
         "gan", ["trainer.compile=true"], {}, "use trainer.compile=false"),
+    "compiling samples": (
+        "sequences", ["trainer.compile=true", "trainer.accumulate=1"], {},
+        "compile=true: jobs.Sequences: it is read sample by sample; use trainer.compile=false"),
+    "a number that is named as the loss": (
+        "vae", [], {"step": {"_target_": "jobs.named_step", "name": "loss"}},
+        "gives a number loss, which is the name of the run's loss"),
+    "a number that is named as a metric": (
+        "vae", [], {"step": {"_target_": "jobs.named_step", "name": "gap"},
+                    "metrics": {"gap": {"_target_": "jobs.mean_gap"}}},
+        "gives a number gap, which is the name of the run's metric"),
+    "a metric that is named as the loss": (
+        "sequences", [], {"metrics": {"loss": {"_target_": "jobs.mean_gap"}}},
+        "metrics.loss: logs loss, which is the name of the run's loss; .* as metrics.my_loss"),
+    "a step that returns nothing": (
+        "vae", [], {"step": {"_target_": "jobs.forgetful_step"}},
+        "returns a NoneType for a batch; return the loss, a tensor"),
+    "a function of a metric that returns nothing": (
+        "sequences", [], {"metrics": {"gap": {"_target_": "jobs.no_gap"}}},
+        "metrics.gap: its function returns None, expected one number"),
+    "a callback of several arguments": (
+        "vae", [], {"callbacks": {"told": {"_target_": "jobs.several"}}},
+        "callbacks.told._target_=jobs.several: cannot be called with one argument"),
+    "a callback that logs what the run logs": (
+        "vae", [], {"callbacks": {"told": {"_target_": "jobs.log_loss"}}},
+        "callbacks: one logs loss/valid, which the run logs itself"),
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from torch.optim import SGD, Adam, Optimizer
 from experiments.config.compose import CONF
 from experiments.data import Data, Split
 from experiments.data.loaders import Batch, BatchRows, Loader, TensorLoader
-from experiments.errors import Diverged, Interrupted
+from experiments.errors import Diverged, Interrupted, UsageError
 from experiments.training.build import build
 from experiments.training.fit import Callbacks, FitOptions, Validation, fit, loss_batch
 from experiments.training.models import mlp
@@ -519,6 +519,21 @@ def test_the_best_accuracy_is_the_first_of_the_largest_whatever_the_loss(hits: l
     assert best["accuracy/valid"] == max(hits) / 5
     improved = [count > max(hits[:i], default=-1) for i, count in enumerate(hits)]
     assert [flag for _, flag in recorder.saved] == improved
+
+
+def test_a_number_replaces_one_that_is_nan_as_the_best() -> None:
+    state = State()
+    better = [
+        state.validated({"f/valid": value}, 1, "f/valid", maximize=True)
+        for value in (math.nan, 0.3, math.nan, 0.2, 0.5)
+    ]
+    assert better == [True, True, False, False, True]
+    assert state.best["f/valid"] == 0.5
+
+
+def test_a_validation_without_the_monitored_number_is_told() -> None:
+    with pytest.raises(UsageError, match="f/valid: the validation at step 0 has no such number"):
+        State().validated({"loss/valid": 1.0}, 1, "f/valid", maximize=True)
 
 
 def test_the_best_metrics_are_all_of_one_epoch() -> None:

@@ -49,6 +49,14 @@ def test_a_value_that_is_no_number_is_refused() -> None:
         over_batches(MulticlassF1Score(3, average=None))
 
 
+def test_a_function_that_returns_nothing_is_refused_and_an_object_may_have_no_number() -> None:
+    with pytest.raises(UsageError, match=r"metrics\.it: its function returns None"):
+        over_batches(lambda outputs, targets: None)
+    perplexity = Running({"it": Perplexity()})
+    perplexity.update(LOGITS, torch.full_like(TARGETS, -100))
+    assert perplexity.compute("valid") == {}
+
+
 def test_the_metric_says_what_is_better_unless_the_config_does() -> None:
     metrics = {"f1": MulticlassF1Score(3), "spread": as_metric("spread", spread)}
     assert maximizes("f1/valid", None, metrics)

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from experiments.data import Split
 from experiments.data.arrays import MappedSplit
-from experiments.data.loaders import BatchRows, TensorLoader
+from experiments.data.loaders import BatchRows, TensorLoader, TorchLoader
 from experiments.errors import UsageError
 from experiments.training import parts
 from experiments.training.objective import Objective
@@ -49,6 +49,8 @@ def refuse(part: str, what: str, remedy: str = "") -> NoReturn:
 def check_loader(loader: Any) -> None:
     """Raise UsageError unless the loader's batches are rows gathered from its tensors."""
     if not isinstance(loader, TensorLoader):
+        if isinstance(loader, TorchLoader) and loader.split is None:
+            refuse(class_name(loader.dataset), "it is read sample by sample")
         refuse(class_name(loader), "needs whole tensors", "use loader=tensors")
     changed = [
         *(f"{class_name(loader)}.{name}" for name in own(loader, TensorLoader, LOADER_NAMES)),

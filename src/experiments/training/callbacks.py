@@ -1,6 +1,7 @@
 """Training aids: what runs after a validation, and averages of the weights."""
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Validated:
     log_image: Callable[[str, bytes], None]
 
 
+OWN_TAGS = ("step", "epoch", "lr", "throughput")
+ONE_ARGUMENT = "function of one argument, validated, with .model, .metrics, .log and .log_image"
 # Returns why training is to end, or None.
 Callback = Callable[[Validated], str | None]
 
@@ -171,9 +174,25 @@ def build_callback(name: str, node: dict[str, Any]) -> Any:
     if not callable(part) and not isinstance(part, EMA):
         raise UsageError(
             f"callbacks.{name}._target_={node['_target_']}: a {type(part).__name__}, expected a "
-            "function of one argument, which it gets after each validation"
+            + ONE_ARGUMENT
+        )
+    if not isinstance(part, EMA) and not takes_one(part):
+        raise UsageError(
+            f"callbacks.{name}._target_={node['_target_']}: cannot be called with one argument, "
+            f"expected a {ONE_ARGUMENT}"
         )
     return part
+
+
+def takes_one(part: Callable[..., Any]) -> bool:
+    """Whether a function or object can be called with one positional argument."""
+    try:
+        inspect.signature(part).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # of some that are written in C
+        return True
+    return True
 
 
 def after_validation(
@@ -185,6 +204,7 @@ def after_validation(
     epoch = int(state.last["epoch"])
 
     def log(numbers: Mapping[str, float]) -> None:
+        check_tags(numbers, metrics)
         tracker.log(state.step, epoch, {tag: float(value) for tag, value in numbers.items()})
 
     return aids.validated(
@@ -199,6 +219,20 @@ def after_validation(
             lambda tag, png: tracker.image(tag, state.step, png),
         )
     )
+
+
+def check_tags(numbers: Mapping[str, float], metrics: Mapping[str, float]) -> None:
+    """Raise UsageError for a tag that the run has for itself, metrics being those of a validation:
+    two numbers of one step would stand under it.
+    """
+    names = {tag.rpartition("/")[0] for tag in metrics}
+    for tag in numbers:
+        name, _, split = tag.rpartition("/")
+        own = name in names and split in ("train", "train_epoch", "valid", "test")
+        if own or tag in OWN_TAGS or name == "lr":
+            raise UsageError(
+                f"callbacks: one logs {tag}, which the run logs itself; give it another name"
+            )
 
 
 def averaged_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -106,7 +106,12 @@ def check_loss(config: Mapping[str, Any], value: object, group: str = "loss") ->
         else f"a {type(value).__name__}"
     )
     reduction = config[group].get("reduction")
-    remedy = "use loss.reduction=mean" if reduction == "none" else "return their mean, a tensor ()"
+    what = "their mean" if isinstance(value, Tensor) else "the loss"
+    remedy = f"return {what}, a tensor ()"
+    if reduction == "none":
+        remedy = "use loss.reduction=mean"
+    elif group == "step":
+        remedy += ", or an experiments.StepOutput with it"
     raise UsageError(f"{target_of(config, group)}: returns {found} for a batch; {remedy}")
 
 

@@ -96,6 +96,23 @@ def check_metrics(metrics: Mapping[str, Metric], output: StepOutput) -> list[str
     return found
 
 
+def check_names(config: dict[str, Any], output: StepOutput, names: list[str]) -> None:
+    """Raise UsageError if two numbers of a validation have one name: one would hide the other."""
+    name = next((name for name in names if names.count(name) > 1), None)
+    if name is None:
+        return
+    if name in output.numbers:
+        other = "loss" if name == "loss" else "metric"
+        raise UsageError(
+            f"step._target_={config['step']['_target_']}: gives a number {name}, which is the name "
+            f"of the run's {other}; give it another name"
+        )
+    of_loss = ", which is the name of the run's loss" if name == "loss" else " twice"
+    raise UsageError(
+        f"metrics.{name}: logs {name}{of_loss}; give the metric another name, as metrics.my_{name}"
+    )
+
+
 def check_monitor(
     trainer: dict[str, Any], names: list[str], metrics: Mapping[str, Metric], output: StepOutput
 ) -> bool:

@@ -116,7 +116,10 @@ class Running:
         """The numbers by tag, without those that a metric has none for."""
         found = {}
         for name, metric in self.metrics.items():
-            for leaf, value in named_leaves(metric.compute(), name):
+            computed = metric.compute()
+            if computed is None and isinstance(metric, OverSplit):
+                raise UsageError(f"metrics.{name}: its function returns None, expected one number")
+            for leaf, value in named_leaves(computed, name):
                 if value is not None:
                     found[f"{leaf.replace('.', '_')}/{split}"] = as_number(leaf, value)
         return found

@@ -38,6 +38,7 @@ from experiments.training.first_batch import (
     check_fit,
     check_metrics,
     check_monitor,
+    check_names,
 )
 from experiments.training.initial_weights import Initial, load_initial
 from experiments.training.metrics import Metric, as_metric
@@ -116,6 +117,7 @@ def build_parts(
     with preserved_buffers(objective):
         output = check_fit(config, objective, data.train, read)
         names = ["loss", *output.numbers, *check_metrics(metrics, output)]
+        check_names(config, output, names)
         maximize = check_monitor(trainer, names, metrics, output)
         check_values(config, objective, data, read)
         copies = check_state(config, objective, data.train, read)

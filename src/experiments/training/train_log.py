@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from experiments.errors import Diverged
+from experiments.errors import Diverged, UsageError
 from experiments.training.objective import NO_NUMBERS
 
 Metrics = dict[str, float]
@@ -73,10 +73,14 @@ class State:
         """Note a validation's metrics, of an epoch from 1; returns whether they are the best."""
         self.evaluated = self.step
         self.last = {**valid, "epoch": epoch, "step": self.step}
-        value = self.last[monitor]
-        better = not self.best or (
-            value > self.best[monitor] if maximize else value < self.best[monitor]
-        )
+        if monitor not in self.last:
+            raise UsageError(
+                f"trainer.monitor={monitor}: the validation at step {self.step} has no such "
+                "number; let its metric return one for each split, or monitor another"
+            )
+        value, best = self.last[monitor], self.best.get(monitor, math.nan)
+        # NaN compares with nothing, and would stay the best for ever
+        better = math.isnan(best) or (value > best if maximize else value < best)
         if better:
             self.best = self.last
         return better
