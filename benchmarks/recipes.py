@@ -53,7 +53,6 @@ MAIN = "main"  # names the job without a recipe
 SHARES = {
     "characters": 20,
     "fashion_mnist": 40,
-    "fine_tuning": 4,
     "mnist_convnet": 40,
     "mnist_mlp": 4,
     "multilabel": 8,
@@ -63,8 +62,11 @@ SHARES = {
 }
 # Rounds of recipes whose epoch is short.
 ROUNDS = {"gan": 60, "main": 20, "regression": 60, "table": 60, "tutorial": 20}
-# A recipe that starts from another run's weights starts from random ones here.
-OVERRIDES = {"fine_tuning": ["init.exclude=null"]}
+# A recipe that starts from another run's weights starts from random ones here, and one whose
+# validations are some steps apart has one after each epoch.
+OVERRIDES = {
+    "fine_tuning": ["init.exclude=null", "trainer.steps=null", "trainer.evaluate_every=null"]
+}
 
 
 def make_job(config: dict[str, Any], data: Data) -> tuple[Job, torch.nn.Module]:
