@@ -216,3 +216,9 @@ def test_a_run_on_images_is_evaluated_as_it_was_tested(
     [report] = (tmp_path / "run").glob("evaluation-*.json")
     logged = record(tmp_path / "run")["metrics"]["test"]["loss/test"]
     assert f'"loss": {logged!r}' in report.read_text()
+
+
+def test_a_file_that_is_no_image_is_named_without_a_buffer(folder: str) -> None:
+    Path(folder, "cat", "00.png").write_text("hello")
+    with pytest.raises(UsageError, match=r"00\.png: is no PNG or JPEG image; copy it again$"):
+        load(folder)

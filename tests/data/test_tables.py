@@ -355,3 +355,32 @@ def test_a_parquet_file_whose_footer_is_not_inside_it_is_told_in_one_line(
     with pytest.raises(UsageError, match=r"footer\.parquet: cannot be read .*; save it again"):
         load(str(file), "kind")
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("mark", "remedy"), [(";", "save it with commas"), ("\t", "name it .tsv")])
+def test_a_csv_file_with_another_separator_is_refused_by_its_name(
+    tmp_path: Path, mark: str, remedy: str
+) -> None:
+    file = tmp_path / "people.csv"
+    file.write_text("".join(f"{mark.join(row)}\n" for row in [("age", "kind"), ("1,5", "cat")]))
+    with pytest.raises(UsageError, match=rf"data\.path=.*separated by .*, not commas; {remedy}"):
+        load(str(file), "kind")
+
+
+def test_numbers_with_a_decimal_comma_are_no_categories(tmp_path: Path) -> None:
+    rows = [{**row, "height": str(row["height"]).replace(".", ",")} for row in rows_of()]
+    file = write(tmp_path / "people.csv", rows)
+    with pytest.raises(UsageError, match=r"column height holds numbers with a comma, such as 1,5;"):
+        load(file, "kind")
+
+
+def test_numbers_without_a_finite_deviation_are_refused(tmp_path: Path) -> None:
+    file = write(tmp_path / "people.csv", [{**row, "age": row["age"] * 1e300} for row in rows_of()])
+    with pytest.raises(UsageError, match=r"column age holds numbers up to 2\.6e\+301, whose"):
+        load(file, "kind")
+
+
+def test_groups_are_refused_where_the_rule_does_not_keep_them_together(tmp_path: Path) -> None:
+    file = write(tmp_path / "people.csv", rows_of())
+    with pytest.raises(UsageError, match=r"data\.group=age: data\.split=random keeps no groups"):
+        load(file, "kind", group="age")

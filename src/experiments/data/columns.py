@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.config.names import suggest
+from experiments.data.table_files import refuse_numbers
 from experiments.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,24 +85,6 @@ def chosen(
     return of_numbers, of_categories
 
 
-def refuse_numbers(table: pl.DataFrame, name: str) -> None:
-    """Raise UsageError for a column of texts most of which are numbers: one word in it would make
-    categories of all of them.
-    """
-    import polars as pl
-
-    column = table[name].drop_nulls()
-    if column.dtype != pl.String:
-        return
-    words = column.cast(pl.Float64, strict=False).is_null() | column.is_in(["nan", "NaN"])
-    if 0 < int(words.sum()) < len(column) / 2:
-        raise UsageError(
-            f"data: the column {name} holds numbers and texts, such as {column.filter(words)[0]}; "
-            "correct these (a missing value is an empty field), or name the column in "
-            "data.categories"
-        )
-
-
 def is_category(dtype: Any) -> bool:
     """Whether a polars dtype is one of texts or booleans."""
     return str(dtype).partition("(")[0] in ("String", "Boolean", "Categorical", "Enum")
@@ -133,11 +116,14 @@ def learn(
                 f"data: the column {name} has no value in the training rows; leave it out of "
                 "data.numbers"
             )
-        of_numbers[name] = {
-            "mean": float(values.mean()),
-            "scale": float(values.std()) or 1.0,
-            "fill": float(np.median(values)),
-        }
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = float(values.mean()), float(values.std()) or 1.0
+        if not np.isfinite([mean, scale]).all():
+            raise UsageError(
+                f"data: the column {name} holds numbers up to {np.abs(values).max():.3g}, whose "
+                "standard deviation is not finite; scale them down, or leave it out of data.numbers"
+            )
+        of_numbers[name] = {"mean": mean, "scale": scale, "fill": float(np.median(values))}
     of_categories = {
         name: sorted(texts(part, name).drop_nulls().unique().to_list()) for name in categories
     }

@@ -243,10 +243,12 @@ def read(file: Path) -> bytes:
 
 def opened(file: Path, content: bytes) -> Any:
     """An image whose header is read. Raises UsageError if it is none, too large or of 16 bits."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(content), formats=("PNG", "JPEG"))
+    except UnidentifiedImageError:  # its text names a buffer in memory
+        raise UsageError(f"{file}: is no PNG or JPEG image; copy it again") from None
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise UsageError(f"{file}: is no PNG or JPEG image ({error}); copy it again") from None
     if image.width * image.height > MAX_PIXELS:

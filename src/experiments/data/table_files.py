@@ -72,11 +72,21 @@ def read_csv(subject: str, file: Path, texts: Collection[str]) -> pl.DataFrame:
     if double is not None:
         column = double.partition("_duplicated_")[0]
         raise UsageError(f"{subject}: has two columns {column}; rename one")
+    check_separator(subject, names)
     overrides = {name: library.String for name in texts if name in names}
     return cast(
         "pl.DataFrame",
         library.read_csv(file, infer_schema_length=None, schema_overrides=overrides, **options),
     )
+
+
+def check_separator(subject: str, names: list[str]) -> None:
+    """Raise UsageError for a header that is one name with another separator in it."""
+    found = next((mark for mark in ";\t|" if len(names) == 1 and mark in names[0]), None)
+    if found is not None:
+        shown = "tabs" if found == "\t" else found
+        remedy = "name it .tsv" if found == "\t" else "save it with commas, and points in numbers"
+        raise UsageError(f"{subject}: its columns are separated by {shown}, not commas; {remedy}")
 
 
 def read_parquet(subject: str, file: Path) -> pl.DataFrame:
@@ -95,4 +105,28 @@ def check_memory(subject: str, needed: int) -> None:
         raise UsageError(
             f"{subject}: takes about {needed / 1e9:.0f} GB in memory, and this machine has "
             f"{memory / 1e9:.0f}; make .npy files of it for data=arrays"
+        )
+
+
+def refuse_numbers(table: pl.DataFrame, name: str) -> None:
+    """Raise UsageError for a column of texts most of which are numbers: one word in it, or commas
+    for points, would make categories of all of them.
+    """
+    library = polars()
+    column = table[name].drop_nulls()
+    if column.dtype != library.String:
+        return
+    commas = column.str.contains(r"^\s*[+-]?\d+,\d+\s*$")
+    if commas.sum() > len(column) / 2:
+        raise UsageError(
+            f"data: the column {name} holds numbers with a comma, such as "
+            f"{column.filter(commas)[0]}; write them with a point, or name the column in "
+            "data.categories"
+        )
+    words = column.cast(library.Float64, strict=False).is_null() | column.is_in(["nan", "NaN"])
+    if 0 < int(words.sum()) < len(column) / 2:
+        raise UsageError(
+            f"data: the column {name} holds numbers and texts, such as {column.filter(words)[0]}; "
+            "correct these (a missing value is an empty field), or name the column in "
+            "data.categories"
         )

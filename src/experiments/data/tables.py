@@ -78,6 +78,11 @@ def load(
     if path is None or target is None:
         key, what = ("path", "its file") if path is None else ("target", "the column to predict")
         raise UsageError(f"data.{key}=null: a table needs {what}; set data.{key}")
+    if group is not None and split != "grouped":
+        raise UsageError(
+            f"data.group={group}: data.split={split} keeps no groups together; use "
+            "data.split=grouped, or leave data.group null"
+        )
     apart = [target] if group is None else [target, group]
     own = {name: file for name, file in (("valid", valid), ("test", test)) if isinstance(file, str)}
     if folds is not None and "valid" in own:
