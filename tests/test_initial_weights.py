@@ -283,3 +283,12 @@ def test_a_config_of_before_is_that_of_a_run_from_random_weights(compose: Compos
 def test_a_path_to_start_from_is_saved_as_an_absolute_one(compose: Compose) -> None:
     assert compose(["init.run=a"])["init"]["run"] == str(Path("a").absolute())
     assert compose(["init.file=a.st"])["init"]["file"] == str(Path("a.st").absolute())
+
+
+def test_weights_that_are_not_finite_are_refused_by_their_name(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    damaged = {"weight": torch.ones(2, 3), "bias": torch.tensor([0.0, torch.nan])}
+    safetensors.torch.save_file(damaged, file)
+    with pytest.raises(UsageError, match=r"bias holds NaN or infinite .* init\.exclude=\[bias\]"):
+        started(nn.Linear(3, 2), file=str(file))
+    assert started(nn.Linear(3, 2), file=str(file), exclude=["bias"])["weight"].eq(1).all()

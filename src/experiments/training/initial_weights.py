@@ -84,7 +84,9 @@ def weights_of(data: bytes) -> dict[str, Any]:
 
 
 def load_initial(model: nn.Module, initial: Initial) -> None:
-    """Give a model the chosen weights. Raises UsageError unless names and shapes fit."""
+    """Give a model the chosen weights. Raises UsageError unless names and shapes fit, and for
+    parameters that are not finite.
+    """
     own, weights = model.state_dict(), initial.weights
     chosen = {name for name in own if is_chosen(name, initial)}
     for key, patterns in (("match", initial.match or []), ("exclude", initial.exclude)):
@@ -107,10 +109,24 @@ def load_initial(model: nn.Module, initial: Initial) -> None:
             f"init.exclude={format_value(initial.exclude)}: leaves nothing of {initial.name} to "
             "start from"
         )
+    refuse_infinite(model, initial, chosen)
     dtypes = {(weights[n].dtype, own[n].dtype) for n in chosen if isinstance(own[n], Tensor)}
     for dtype, becomes in sorted((d for d in dtypes if d[0] != d[1]), key=str):
         print(f"{initial.name}: {dtype} becomes {becomes}", file=sys.stderr)
     model.load_state_dict({name: weights[name] for name in own if name in chosen}, strict=False)
+
+
+def refuse_infinite(model: nn.Module, initial: Initial, chosen: set[str]) -> None:
+    """Raise UsageError for a parameter that is NaN or infinite, or becomes so in the model's dtype;
+    a buffer, such as a mask, may be.
+    """
+    for name, parameter in model.named_parameters():
+        if name in chosen and not initial.weights[name].to(parameter.dtype).isfinite().all():
+            raise UsageError(
+                f"{initial.name}: {name} holds NaN or infinite numbers, from which nothing can be "
+                "trained; use other weights, or leave it out with "
+                f"init.exclude={format_value([*initial.exclude, name])}"
+            )
 
 
 def is_chosen(name: str, initial: Initial) -> bool:
