@@ -31,6 +31,7 @@ from experiments.training.checks import (
     check_last_batch,
     check_state,
     check_values,
+    mismatch_remedy,
     report_mean,
 )
 from experiments.training.first_batch import check_batches
@@ -673,3 +674,9 @@ def test_checkpoints_of_six_digit_epochs_and_ten_digit_steps_are_kept_and_found(
     for epoch, step in ((99_999, 999_999_999), (100_000, 10**9), (100_001, 10**9 + 1)):
         checkpoints.save(step, epoch, {"model": {"w": torch.zeros(1)}})
     assert [entry.epochs for entry in checkpoints.entries()] == [100_000, 100_001]
+
+
+def test_a_class_below_zero_is_told_to_be_corrected_or_ignored() -> None:
+    y = torch.tensor([0, -1, 1])
+    remedy = mismatch_remedy(nn.CrossEntropyLoss(), torch.zeros(3, 4), y, torch.zeros(3, 2))
+    assert remedy.startswith("y holds the class -1: correct it")

@@ -281,6 +281,9 @@ def mismatch_remedy(loss_func: nn.Module, x: Any, y: Any, logits: Any) -> str:
             return f"y holds class numbers as {y.dtype}: make them int64 with y.long()"
         if not y.is_floating_point() and y.dtype not in (torch.int64, torch.uint8):
             return f"y is {y.dtype}: make it int64 with y.long()"
+        if not y.is_floating_point() and y.ndim == logits.ndim - 1 and y.min() < 0:
+            lowest = int(y.min())
+            return f"y holds the class {lowest}: correct it, or ignore it with loss.ignore_index"
     elif isinstance(loss_func, nn.BCELoss | nn.BCEWithLogitsLoss):
         if (*y.shape, 1) == logits.shape:
             return "give the targets a second dimension, y[:, None], or squeeze(1) the outputs"
