@@ -1,6 +1,7 @@
 import itertools
 import math
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -463,3 +464,16 @@ def test_a_sweeps_name_is_a_directory_below_outputs_or_a_path_to_one(
     word: str, override: str
 ) -> None:
     assert sweep_directory(word) == override
+
+
+@pytest.mark.parametrize("group", ["metrics", "callbacks"])
+def test_options_that_a_file_lists_as_a_value_are_told_where_they_belong(
+    group: str, cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine" / "experiment" / "listed.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"# @package _global_\n{group}: [ema]\n")
+    completed = cli("--config-dir", "mine", "experiment=listed")
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert "experiment=listed: a list stands where a mapping is expected" in completed.stderr
+    assert "under defaults, as - override /metrics: [accuracy]" in completed.stderr

@@ -10,7 +10,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.config.names import flatten, suggest
-from experiments.config.schema import GROUPS, SCHEMA
+from experiments.config.schema import GROUPS, NAMED, SCHEMA
 from experiments.config.search_path import list_options
 from experiments.errors import UsageError
 
@@ -38,6 +38,7 @@ def explain(error: Exception, directories: Iterable[Path], overrides: list[str])
     text, directories = " | ".join(lines), list(directories)
     line = (
         _explain_choice(text, list_options(directories), overrides)
+        or _explain_list(text)
         or _explain_key(text, chain, directories)
         or _explain_syntax(chain[-1], lines, directories)
         or _explain_interpolation(chain[-1], lines[-1])
@@ -74,6 +75,17 @@ def _explain_choice(
             if override.startswith(f"+{group}="):
                 return f"{override}: the config has chosen its {group} already; leave the + out"
     return None
+
+
+def _explain_list(text: str) -> str | None:
+    """The line for a list in a file where named parts are expected."""
+    found = re.search(r"In '([^']+)'.*Cannot merge DictConfig with ListConfig", text)
+    if found is None:
+        return None
+    return (
+        f"{found[1].replace('/', '=', 1)}: a list stands where a mapping is expected; options of "
+        f"{', '.join(NAMED)} are chosen under defaults, as - override /metrics: [accuracy]"
+    )
 
 
 def _explain_key(text: str, chain: list[BaseException], directories: list[Path]) -> str | None:

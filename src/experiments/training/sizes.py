@@ -67,4 +67,7 @@ def check_sizes(config: Mapping[str, Any]) -> None:
     """Raise UsageError for a size that is `auto` and that the data does not tell."""
     for key in auto_keys(config):
         if key.rpartition(".")[2] in NAMES:
-            raise UsageError(f"{key}=auto: the data does not say what it is; give a value")
+            remedy = "give a value"
+            if key == "model.in_channels":  # rows are no images, or flat ones
+                remedy = "use data.images=true, or model.image=[channels,height,width]"
+            raise UsageError(f"{key}=auto: the data does not say what it is; {remedy}")
