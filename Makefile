@@ -1,6 +1,6 @@
 # make train   run the main job (make train ARGS="optimizer=adam trainer.epochs=5")
 # make test    run the tests
-# make test-long   the proofs that take minutes: compiled steps, every recipe, searches
+# make test-long   the proofs that take minutes: compiled steps, recipes, searches
 # make check   format, lint and types, then the tests
 # make test-hydra-1.4   the tests of what Hydra does, with the pre-release of Hydra 1.4
 # make clean   remove what the others made, but no runs

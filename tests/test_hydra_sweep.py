@@ -18,6 +18,8 @@ from experiments.directory.record import built_part, config_text, start
 from experiments.sweeps.hydra_sweep import OUR_NAMES, is_constant
 from experiments.sweeps.jobs import Continuation, Job, place_job
 
+pytestmark = pytest.mark.long
+
 Completed = subprocess.CompletedProcess[str]
 Command = Callable[..., Completed]
 Place = Callable[..., tuple[Job, list[str]]]
