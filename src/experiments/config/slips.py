@@ -79,7 +79,9 @@ def _explain_choice(
 
 def _explain_list(text: str) -> str | None:
     """The line for a list in a file where named parts are expected."""
-    found = re.search(r"In '([^']+)'.*Cannot merge DictConfig with ListConfig", text)
+    # OmegaConf 2.3's words, and 2.4's
+    words = "Cannot merge (DictConfig with ListConfig|incompatible container types)"
+    found = re.search(rf"In '([^']+)'.*{words}", text)
     if found is None:
         return None
     return (
