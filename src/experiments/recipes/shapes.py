@@ -50,8 +50,7 @@ def draw(rows: int, seed: int) -> tuple[Tensor, Tensor]:
     square = far[:, 1] < radius[:, 1]
     cross = (far[:, 2] <= radius[:, 2]) & (torch.minimum(down, across)[:, 2] <= 1)
     layers = torch.stack([disc, square, cross], 1) & there
-    hidden = torch.stack([layers[:, 1] | layers[:, 2], layers[:, 2], layers[:, 2] & False], 1)
-    visible = layers & ~hidden
+    visible = layers & (layers.flip(1).cumsum(1).flip(1) == 1)  # no later one is there
     x = (visible * brightness).sum(1, keepdim=True)
     return x + 0.2 * torch.randn(x.shape, generator=generator), visible
 

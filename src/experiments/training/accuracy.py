@@ -16,6 +16,14 @@ def is_of_classes(loss_func: object) -> bool:
     return isinstance(loss_func, OF_CLASSES) or loss_func in OF_CLASSES_FUNCTIONS
 
 
+def function_of(loss_func: object) -> Any:
+    """The function that a loss calls, without the arguments that a partial gives it; the loss
+    itself if it calls none.
+    """
+    function = getattr(loss_func, "function", loss_func)
+    return getattr(function, "func", function)
+
+
 def has_accuracy(outputs: object, targets: object, *, of_classes: bool) -> bool:
     """Whether the targets are classes, and the outputs have a number for each class.
 

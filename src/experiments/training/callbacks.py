@@ -191,7 +191,7 @@ def takes_one(part: Callable[..., Any]) -> bool:
     except TypeError:
         return False
     except ValueError:  # of some that are written in C
-        return True
+        pass
     return True
 
 

@@ -13,7 +13,7 @@ from experiments.data.partition import MAX_CLASSES
 from experiments.data.scan import Scan
 from experiments.directory.checkpoints import serialize
 from experiments.errors import UsageError
-from experiments.training.accuracy import is_of_classes
+from experiments.training.accuracy import function_of, is_of_classes
 from experiments.training.means import is_mean_over_rows, target_weights
 from experiments.training.objective import Objective, StepOutput
 from experiments.training.probe import probe
@@ -89,11 +89,11 @@ def check_seen(objective: Objective, name: str, split: Any, found: Scan, train: 
     """Raise UsageError for a class that rows of a split have and no training row has, if a loss of
     classes counts it. More than MAX_CLASSES are rather words, of which a text may have new ones.
     """
-    function = getattr(objective.loss_func, "function", objective.loss_func)
     if found.targets is None or train.targets is None or len(train.targets) > MAX_CLASSES:
         return
-    if not is_of_classes(getattr(function, "func", function)):
+    if not is_of_classes(function_of(objective.loss_func)):
         return
+    function = getattr(objective.loss_func, "function", objective.loss_func)  # with its arguments
     given = getattr(function, "keywords", {}).get("ignore_index", -100)
     unseen = found.targets - train.targets - {getattr(function, "ignore_index", given)}
     if not unseen:

@@ -16,11 +16,7 @@ from experiments.data.loaders import Loader, TensorLoader, evaluation_options
 from experiments.directory.trust import locate
 from experiments.errors import UsageError
 from experiments.training import parameter_groups
-from experiments.training.build import (
-    build,
-    build_callable,
-    takes,
-)
+from experiments.training.build import build, build_callable, takes
 from experiments.training.callbacks import Aids
 from experiments.training.checks import (
     Reader,
@@ -29,10 +25,7 @@ from experiments.training.checks import (
     check_values,
     report_mean,
 )
-from experiments.training.compatibility import (
-    check_optimizer,
-    check_parameters,
-)
+from experiments.training.compatibility import check_optimizer, check_parameters
 from experiments.training.first_batch import (
     check_batches,
     check_fit,

@@ -1,7 +1,5 @@
 """The predictions of a regression, if a run is one."""
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -9,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from experiments.data.loaders import Loader
+from experiments.training.accuracy import function_of
 from experiments.training.evaluation import outputs_of
 from experiments.training.objective import NoLoss, Objective
 
@@ -44,8 +43,7 @@ def predicts_numbers(loss_func: nn.Module) -> bool:
     """
     if isinstance(loss_func, NoLoss):
         return False
-    function: Any = getattr(loss_func, "function", None)  # with _partial_: true
-    function = getattr(function, "func", function)
+    function = function_of(loss_func)
     if getattr(function, "__module__", "") in (functional.__name__, "torch._C._nn"):
         return function in FUNCTIONS
     of_torch = type(loss_func).__module__ == nn.MSELoss.__module__
